@@ -1,0 +1,58 @@
+"""What can go wrong, by name.
+
+Every error raised on purpose derives from `InterpGPT2Error`, which is a ValueError: `except ValueError` keeps working,
+and `except InterpGPT2Error` tells our refusals from accidents. The command line turns them into one line and exit code 2
+(4 for a checkpoint that cannot be read or written).
+"""
+
+
+class InterpGPT2Error(ValueError):
+    """Base of every error this library raises on purpose."""
+
+
+class ConfigError(InterpGPT2Error):
+    """A configuration that does not describe a GPT-2 or a training run."""
+
+
+class HookNameError(InterpGPT2Error):
+    """A hook-point name or pattern that matches nothing."""
+
+
+class EditError(InterpGPT2Error):
+    """An edit that returned something other than a tensor like the one it was given, or that could have no effect."""
+
+
+class TokenError(InterpGPT2Error):
+    """Tokens the model cannot read: wrong dtype or shape, ids outside the vocabulary."""
+
+
+class ContextLengthError(TokenError):
+    """More tokens than the model has positions."""
+
+
+class TokenizerError(InterpGPT2Error):
+    """Text that cannot be encoded, or tokenizer files that are missing or damaged."""
+
+
+class DataError(InterpGPT2Error):
+    """A corpus or token stream that is missing, empty or damaged."""
+
+
+class ConversionError(InterpGPT2Error):
+    """A model that the other format cannot represent exactly."""
+
+
+class CheckpointError(InterpGPT2Error):
+    """A checkpoint that is missing, truncated or altered."""
+
+
+class CheckpointWriteError(InterpGPT2Error):
+    """A checkpoint that could not be written; earlier ones are untouched."""
+
+
+class RunError(InterpGPT2Error):
+    """A run directory that is in use, already exists, or lacks what was asked for."""
+
+
+class AnalysisError(InterpGPT2Error):
+    """An analysis that has no answer on this input, such as an induction score without a repeated token."""
