@@ -1,0 +1,292 @@
+"""Hook points: their names, how patterns find them, and what happens at one during a pass.
+
+A hook point is one line in model.py, `resid = hooks("resid_pre", resid)`. `hooks` is an argument of the forward pass
+whose default, NO_HOOKS, does nothing; nothing is ever stored on the model, so nothing can leak into the next call or
+into another thread. At a point the value is edited first and recorded afterwards: a cache holds what came downstream.
+
+Names are TransformerLens's without its `hook_`: put `hook_` before the last component and you have TransformerLens's
+spelling, which is understood everywhere too. `("pattern", 3)` is short for "blocks.3.attn.pattern".
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from interp_gpt2.config import GPT2Config
+from interp_gpt2.errors import EditError, HookNameError
+
+Names = str | tuple | list | Callable[[str], bool]
+
+_ATTN = ("q", "k", "v", "attn_scores", "pattern", "z", "result")
+_SPLIT_INPUTS = ("attn_in", "q_input", "k_input", "v_input")
+_ON_REQUEST = {*_SPLIT_INPUTS, "mlp_in", "result"}  # recorded only when named: TransformerLens's default set lacks them
+_ALIASES = {"attn": "pattern", "attn_logits": "attn_scores", "query": "q", "key": "k", "value": "v", "mlp_pre": "pre",
+            "mlp_post": "post"}  # fmt: skip
+_SCOPES = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": "", "blocks": "", None: ""}
+
+
+@lru_cache(maxsize=64)
+def hook_point_names(config: GPT2Config) -> tuple[str, ...]:
+    """Every hook point of a model, in the order of the forward pass."""
+    norm = ("scale", "normalized") if config.layer_norm else ()
+    attn = ["resid_pre", *(f"ln1.{n}" for n in norm), *_SPLIT_INPUTS, *(f"attn.{n}" for n in _ATTN), "attn_out"]
+    mlp = ["resid_mid", "mlp_in", *(f"ln2.{n}" for n in norm), "mlp.pre", "mlp.post", "mlp_out"]
+    block = [*attn, *([] if config.attn_only else mlp), "resid_post"]
+    blocks = [f"blocks.{layer}.{name}" for layer in range(config.n_layers) for name in block]
+    return ("embed", "pos_embed", *blocks, *(f"ln_final.{n}" for n in norm), "unembed.in", "unembed.out")
+
+
+@lru_cache(maxsize=64)
+def default_hook_points(config: GPT2Config) -> frozenset[str]:
+    """What `run_with_cache` records unless told otherwise: TransformerLens's default set."""
+    return frozenset(n for n in hook_point_names(config) if n.rpartition(".")[2] not in _ON_REQUEST)
+
+
+def canonical(name: str) -> str:
+    """Our spelling of a hook point: "blocks.0.attn.hook_pattern" is "blocks.0.attn.pattern"."""
+    return name.replace("hook_", "")
+
+
+def tl_name(name: str) -> str:
+    """TransformerLens's spelling of a hook point: "blocks.0.attn.pattern" is "blocks.0.attn.hook_pattern"."""
+    scope, dot, leaf = name.rpartition(".")
+    return f"{scope}{dot}hook_{leaf}"
+
+
+def full_name(short: str, layer: int | None = None, scope: str | None = None, *, n_layers: int = 0) -> str:
+    """The hook point meant by a short tuple: ("pattern", 3), ("resid_post", -1), ("scale", 4, "ln1"), ("scale",).
+
+    A negative layer counts from the last one. Raises HookNameError for a layer the model does not have.
+    """
+    leaf = canonical(_ALIASES.get(short, short))
+    scope = _SCOPES.get(scope, scope)
+    if layer is None:
+        return f"ln_final.{leaf}" if leaf in ("scale", "normalized") else leaf
+    if not -n_layers <= layer < n_layers:
+        raise HookNameError(f"{(short, layer)}: there is no layer {layer}; the model's layers are 0 to {n_layers - 1}")
+    if not scope and leaf in _ATTN:
+        scope = "attn"
+    if not scope and leaf in ("pre", "post"):
+        scope = "mlp"
+    return ".".join(part for part in ("blocks", str(layer % n_layers), scope, leaf) if part)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From patterns to names. Done before the pass: a name that matches nothing is an error, and nothing has run.
+
+
+def resolve(names: Names | None, config: GPT2Config) -> frozenset[str]:
+    """The hook points that `names` stands for.
+
+    `names` is a name in either spelling, a glob ("blocks.*.attn.pattern", "*resid_post"), a short tuple ("pattern", 3),
+    a function from canonical name to bool, or a list or tuple of these; None is TransformerLens's default set.
+    Raises HookNameError for anything that matches nothing, with the nearest names.
+    """
+    if names is None:
+        return default_hook_points(config)
+    if isinstance(names, list):
+        names = tuple(tuple(part) if isinstance(part, list) else part for part in names)
+    if isinstance(names, (str, tuple)):
+        return _resolve(names, config)
+    if callable(names):
+        found = frozenset(name for name in hook_point_names(config) if names(name))
+        if not found:
+            raise HookNameError(f"the function {names!r} accepted none of the {len(hook_point_names(config))} hook points")
+        return found
+    if isinstance(names, Iterable):
+        return resolve(tuple(names), config)
+    raise HookNameError(f"hook points are named by str, tuple, list or function; got {names!r}")
+
+
+@lru_cache(maxsize=1024)
+def _resolve(names: str | tuple, config: GPT2Config) -> frozenset[str]:
+    if isinstance(names, str):
+        return _resolve_string(names, config)
+    if _is_short(names):
+        name = full_name(*names, n_layers=config.n_layers)
+        if name not in hook_point_names(config):
+            raise HookNameError(f"{names} stands for {name!r}, which is not a hook point. {_nearest(name, config)}")
+        return frozenset((name,))
+    return frozenset().union(*(resolve(part, config) for part in names))
+
+
+def _is_short(names: tuple) -> bool:
+    return len(names) in (2, 3) and isinstance(names[0], str) and isinstance(names[1], (int, type(None)))
+
+
+def _resolve_string(name: str, config: GPT2Config) -> frozenset[str]:
+    known = hook_point_names(config)
+    wanted = canonical(name)
+    if wanted in known:
+        return frozenset((wanted,))
+    if any(mark in wanted for mark in "*?["):
+        found = frozenset(point for point in known if fnmatchcase(point, wanted))
+        if found:
+            return found
+        raise HookNameError(f"no hook point matches {name!r}. {_nearest(wanted.replace('*', '0'), config)}")
+    short = re.fullmatch(r"([a-z_]+?)(\d+)(ln[12]|attn|mlp|[amb])?", wanted)  # TransformerLens's "k6" and "scale4ln1"
+    if short and int(short[2]) < config.n_layers:
+        full = full_name(short[1], int(short[2]), short[3], n_layers=config.n_layers)
+        if full in known:
+            return frozenset((full,))
+    raise HookNameError(f"no hook point is named {name!r}. {_nearest(wanted, config)}")
+
+
+def _nearest(name: str, config: GPT2Config) -> str:
+    known = hook_point_names(config)
+    leaves = [point for point in known if point.rpartition(".")[2] == name.rpartition(".")[2]]
+    close = get_close_matches(name, known, n=3, cutoff=0.5) or leaves[:3]
+    listed = ", ".join(repr(point) for point in close)
+    return f"Nearest: {listed}. hook_points() lists all {len(known)}." if close else f"hook_points() lists all {len(known)}."
+
+
+def resolve_edits(edits: Mapping, config: GPT2Config) -> dict[str, tuple[Callable, ...]]:
+    """Each edited hook point with its edits, in the order in which `edits` names them.
+
+    Raises HookNameError as `resolve` does, and EditError for edits that contradict each other.
+    """
+    found: dict[str, tuple[Callable, ...]] = {}
+    for names, edit in edits.items():
+        if not callable(edit):
+            raise EditError(f"the edit for {names!r} is {edit!r}; an edit is a function (value, site) -> Tensor")
+        for name in resolve(names, config):
+            found[name] = (*found.get(name, ()), edit)
+    for name in found:
+        block, _, leaf = name.rpartition(".")
+        clash = [f"{block}.ln1.{norm}" for norm in ("scale", "normalized") if f"{block}.ln1.{norm}" in found]
+        if leaf in _SPLIT_INPUTS and clash:
+            raise EditError(
+                f"{name!r} and {clash[0]!r} are both edited: with its inputs split, attention does not read the shared ln1, "
+                "so that edit would do nothing; edit one or the other"
+            )
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# During the pass.
+
+
+@lru_cache(maxsize=1024)
+def _scopes_of(names: frozenset[str]) -> frozenset[str]:
+    """Every prefix "blocks.3.", "blocks.3.attn." that leads to one of the names."""
+    return frozenset(name[: i + 1] for name in names for i, char in enumerate(name) if char == ".")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an edit is called: the hook point, its layer (None at the ends) and the absolute positions of the tokens.
+
+    `positions` is (pos,), or (batch, pos) in a padded batch; while decoding with a KV cache it starts where the new
+    tokens do, so that an edit means the same as in one pass over the whole text.
+    """
+
+    name: str
+    layer: int | None
+    positions: Tensor
+
+
+class Hooks:
+    """What to do at the hook points of one pass: edit, then record. Made by `GPT2.run_with_cache`.
+
+    `keep`, if given, is applied to each recorded value (a position slice, a dtype, a device); what it drops is freed.
+    """
+
+    __slots__ = ("record", "edits", "keep", "cache", "positions", "prefix", "_scopes")
+
+    def __init__(
+        self,
+        record: frozenset[str] = frozenset(),
+        edits: Mapping[str, tuple[Callable, ...]] | None = None,
+        keep: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.record, self.edits, self.keep = record, edits or {}, keep
+        self.cache: dict[str, Tensor] = {}
+        self.positions: Tensor | None = None
+        self.prefix = ""
+        self._scopes = _scopes_of(record | frozenset(self.edits))
+
+    def at(self, scope: str) -> "Hooks":
+        """The hooks of a sub-module; NO_HOOKS where nobody is listening."""
+        prefix = f"{self.prefix}{scope}."
+        if prefix not in self._scopes:
+            return NO_HOOKS
+        return self._with(prefix, self.positions)
+
+    def for_positions(self, positions: Tensor) -> "Hooks":
+        """The same hooks, for a pass over tokens at these positions."""
+        return self._with(self.prefix, positions)
+
+    def _with(self, prefix: str, positions: Tensor | None) -> "Hooks":
+        other = Hooks.__new__(Hooks)
+        other.record, other.edits, other.keep, other._scopes = self.record, self.edits, self.keep, self._scopes
+        other.cache, other.prefix, other.positions = self.cache, prefix, positions
+        return other
+
+    def wants(self, *names: str) -> bool:
+        """Is anyone editing or recording one of these? Decides between fused and explicit arithmetic."""
+        return any(self.prefix + name in self.record or self.prefix + name in self.edits for name in names)
+
+    def edits_any(self, *names: str) -> bool:
+        """Is anyone editing one of these?"""
+        return any(self.prefix + name in self.edits for name in names)
+
+    def __call__(self, name: str, value: Tensor, then: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The value that goes on downstream. `then` restores or checks what an edit must not break."""
+        name = self.prefix + name
+        if name in self.edits:
+            value = self._edited(name, value)
+            value = value if then is None else then(value)
+        if name in self.record:
+            self.cache[name] = value if self.keep is None else _own(self.keep(value))
+        return value
+
+    def _edited(self, name: str, value: Tensor) -> Tensor:
+        parts = name.split(".")
+        site = Site(name, int(parts[1]) if parts[0] == "blocks" else None, self.positions)
+        for edit in self.edits[name]:
+            edited = edit(value.clone(), site)  # a copy: an edit in place must not reach weights or recorded tensors
+            if not isinstance(edited, Tensor):
+                raise EditError(f"the edit at {name!r} returned {edited!r}; return the edited tensor, also after editing in place")
+            for what in ("shape", "dtype", "device"):
+                came, expected = getattr(edited, what), getattr(value, what)
+                if came != expected:
+                    raise EditError(f"the edit at {name!r} returned {what} {_plain(came)}; expected {_plain(expected)}")
+            value = edited
+        return value
+
+
+class _NoHooks(Hooks):
+    """Hooks that do nothing, at next to no cost."""
+
+    __slots__ = ()
+
+    def at(self, scope: str) -> "Hooks":
+        return self
+
+    def wants(self, *names: str) -> bool:
+        return False
+
+    edits_any = wants
+
+    def __call__(self, name: str, value: Tensor, then: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        return value
+
+
+NO_HOOKS = _NoHooks()
+
+
+def _own(kept: Tensor) -> Tensor:
+    """`kept` without the storage of what it was sliced from."""
+    if torch.compiler.is_compiling() or kept.untyped_storage().nbytes() <= kept.numel() * kept.element_size():
+        return kept
+    return kept.clone()
+
+
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, torch.Size) else value
