@@ -252,7 +252,7 @@ class Hooks:
         for edit in self.edits[name]:
             edited = edit(value.clone(), site)  # a copy: an edit in place must not reach weights or recorded tensors
             if not isinstance(edited, Tensor):
-                raise EditError(f"the edit at {name!r} returned {edited!r}; return the edited tensor, also after editing in place")
+                raise EditError(f"the edit at {name!r} returned {edited!r}; return the tensor, also after editing it in place")
             for what in ("shape", "dtype", "device"):
                 came, expected = getattr(edited, what), getattr(value, what)
                 if came != expected:
@@ -273,6 +273,9 @@ class _NoHooks(Hooks):
         return False
 
     edits_any = wants
+
+    def for_positions(self, positions: Tensor) -> "Hooks":
+        return self
 
     def __call__(self, name: str, value: Tensor, then: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         return value

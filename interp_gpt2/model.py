@@ -16,6 +16,7 @@ from interp_gpt2.cache import ActivationCache
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import ConfigError, ContextLengthError, EditError, TokenError
 from interp_gpt2.hooks import NO_HOOKS, Hooks, Names, hook_point_names, resolve, resolve_edits
+from interp_gpt2.initialisation import initialise
 
 ACTIVATIONS = {"gelu_new": nn.GELU("tanh"), "gelu": nn.GELU(), "relu": nn.ReLU()}
 
@@ -50,14 +51,19 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
-        self.n_heads, self.d_head, self.dropout = config.n_heads, config.d_head, config.dropout
+        self.layer, self.dropout = layer, config.dropout
+        self.n_heads, self.d_head = config.n_heads, config.d_head
         self.scale = 1 / math.sqrt(config.d_head) / (layer + 1 if config.scale_attn_by_inverse_layer_idx else 1)
         width = config.n_heads * config.d_head
         self.qkv = nn.Linear(config.d_model, 3 * width, bias=config.bias)
         self.proj = nn.Linear(width, config.d_model, bias=config.bias)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, hooks: Hooks, visible: Tensor | None) -> Tensor:
-        q, k, v = hooks("q", q), hooks("k", k), hooks("v", v)  # (batch, pos, head, d_head)
+    def forward(
+        self, qkv: tuple[Tensor, Tensor, Tensor], hooks: Hooks, visible: Tensor | None, past: "KVCache | None" = None
+    ) -> Tensor:
+        q, k, v = (hooks(name, heads) for name, heads in zip("qkv", qkv, strict=True))  # (batch, pos, head, d_head)
+        if past is not None:
+            k, v = past.extend(self.layer, k, v)  # (batch, key, head, d_head)
         attend = self.attend_explicitly if hooks.wants("attn_scores", "pattern") else self.attend_fused
         z = hooks("z", attend(q, k, v, hooks, visible))  # (batch, pos, head, d_head)
         if not hooks.wants("result"):
@@ -108,7 +114,7 @@ class Attention(nn.Module):
 def refuse_unseen(pattern: Tensor, visible: Tensor, blind: Tensor) -> Tensor:
     """An edited pattern, zero for padding queries. Raises EditError if it attends to the future or to padding."""
     seen = (pattern.masked_fill(visible | blind, 0) == 0).all()
-    message = "the edited pattern attends to later positions or to padding, which its queries cannot see; multiply by the causal mask"
+    message = "the edited pattern attends to later positions or to padding, which its queries cannot see; apply the causal mask"
     if torch.compiler.is_compiling():
         torch._assert_async(seen, message)
     elif not seen:
@@ -138,9 +144,9 @@ class Block(nn.Module):
         if not config.attn_only:
             self.ln2, self.mlp = norm(config), MLP(config)
 
-    def forward(self, resid: Tensor, hooks: Hooks, visible: Tensor | None) -> Tensor:
+    def forward(self, resid: Tensor, hooks: Hooks, visible: Tensor | None, past: "KVCache | None" = None) -> Tensor:
         resid = hooks("resid_pre", resid)  # (batch, pos, d_model)
-        attn_out = self.attn(*self.qkv(resid, hooks), hooks.at("attn"), visible)
+        attn_out = self.attn(self.qkv(resid, hooks), hooks.at("attn"), visible, past)
         resid = resid + hooks("attn_out", F.dropout(attn_out, self.dropout, self.training))
         if self.attn_only:
             return hooks("resid_post", resid)
@@ -169,6 +175,28 @@ def alias(value: Tensor) -> Tensor:
     return value.view_as(value)
 
 
+class KVCache:
+    """The keys and values of the tokens so far, for a pass over the next ones: `model(new_tokens, past=past)`.
+
+    `past.keys[layer]` and `past.values[layer]` are plain tensors (batch, pos, head, d_head), to be read or replaced.
+    """
+
+    def __init__(self) -> None:
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    @property
+    def n_pos(self) -> int:
+        return self.keys[0].shape[1] if self.keys else 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new tokens' keys and values of a layer, and return those of all tokens."""
+        if layer in self.keys:
+            k, v = torch.cat([self.keys[layer], k], dim=1), torch.cat([self.values[layer], v], dim=1)
+        self.keys[layer], self.values[layer] = k, v
+        return k, v
+
+
 class GPT2(nn.Module):
     """GPT-2. `model(tokens)` is logits; every activation on the way can be read and edited.
 
@@ -190,39 +218,49 @@ class GPT2(nn.Module):
                 self.lm_head = nn.Linear(config.d_model, config.d_vocab, bias=False)
         if torch.device(device).type != "meta":
             self.to_empty(device="cpu")
-            initialise(self, seed)
+            initialise(self, config, seed)
             self.to(device)
 
     # The pass, whole and in parts ------------------------------------------------------------------------------------
 
-    def forward(self, tokens: Tensor, hooks: Hooks = NO_HOOKS, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        hooks: Hooks = NO_HOOKS,
+        attention_mask: Tensor | None = None,
+        past: KVCache | None = None,
+    ) -> Tensor:
         """Logits (batch, pos, d_vocab) of tokens (batch, pos); `logits[:, t]` predicts token t + 1.
 
         `attention_mask` (batch, pos) is 1 for tokens and 0 for padding, on either side; what stands at padding means
-        nothing. Raises TokenError or ContextLengthError before any compute, in eager calls.
+        nothing. With `past`, tokens continue those it has seen (and the mask covers both). Raises TokenError or
+        ContextLengthError before any compute, in eager calls.
         """
+        n_past = 0 if past is None else past.n_pos
         if not torch.compiler.is_compiling():
-            check_tokens(tokens, self.config, attention_mask)
-        hooks, visible, positions = self._prepare(tokens, hooks, attention_mask)
+            check_tokens(tokens, self.config, attention_mask, n_past)
+        positions, visible = _positions_and_visible(tokens, attention_mask, n_past)
+        if hooks.edits:
+            hooks = hooks.for_positions(positions)
         resid = self._embed(tokens, positions, hooks, attention_mask)
         for layer, block in enumerate(self.blocks):
-            resid = block(resid, hooks.at(f"blocks.{layer}"), visible)
+            resid = block(resid, hooks.at(f"blocks.{layer}"), visible, past)
         return self.unembed(resid, hooks)
 
     def embed(self, tokens: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """Token plus position embedding: the residual stream before layer 0, (batch, pos, d_model)."""
         check_tokens(tokens, self.config)
-        hooks, _, positions = self._prepare(tokens, hooks, None)
-        return self._embed(tokens, positions, hooks, None)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return self._embed(tokens, positions, hooks.for_positions(positions), None)
 
     def run_blocks(self, resid: Tensor, start: int = 0, stop: int | None = None, hooks: Hooks = NO_HOOKS) -> Tensor:
         """The stream before layer `stop` (None: after the last) from that before layer `start`. No other layer runs."""
         stop = len(self.blocks) if stop is None else stop
         if not 0 <= start <= stop <= len(self.blocks):
             raise ConfigError(f"blocks {start} to {stop} do not exist; the model's layers are 0 to {len(self.blocks) - 1}")
-        hooks, visible, _ = self._prepare(resid[..., 0], hooks, None)
+        hooks = hooks.for_positions(torch.arange(resid.shape[1], device=resid.device))
         for layer in range(start, stop):
-            resid = self.blocks[layer](resid, hooks.at(f"blocks.{layer}"), visible)
+            resid = self.blocks[layer](resid, hooks.at(f"blocks.{layer}"), None)
         return resid
 
     def unembed(self, resid: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
@@ -231,27 +269,11 @@ class GPT2(nn.Module):
         at = hooks.at("unembed")
         return at("out", F.linear(at("in", final), (self.wte if self.config.tied else self.lm_head).weight))
 
-    def _prepare(
-        self, tokens: Tensor, hooks: Hooks, attention_mask: Tensor | None
-    ) -> tuple[Hooks, Tensor | None, Tensor | None]:
-        """The pass's hooks, which keys its queries see (None: causal), and its positions (None: 0, 1, 2, ...)."""
-        n_pos = tokens.shape[1]
-        visible = positions = None
-        if attention_mask is not None:
-            real = attention_mask.bool()
-            positions = (real.cumsum(1) - 1).clamp(min=0)
-            causal = torch.ones(n_pos, n_pos, dtype=torch.bool, device=tokens.device).tril()
-            visible = (causal & real[:, None, :] & real[:, :, None])[:, None]  # (batch, 1, query, key)
-        if hooks.edits:
-            hooks = hooks.for_positions(torch.arange(n_pos, device=tokens.device) if positions is None else positions)
-        return hooks, visible, positions
-
-    def _embed(self, tokens: Tensor, positions: Tensor | None, hooks: Hooks, attention_mask: Tensor | None) -> Tensor:
+    def _embed(self, tokens: Tensor, positions: Tensor, hooks: Hooks, attention_mask: Tensor | None) -> Tensor:
         embed = hooks("embed", self.wte(tokens))  # (batch, pos, d_model)
-        if positions is None:
-            pos_embed = self.wpe.weight[: tokens.shape[1]].expand_as(embed)
-        else:
-            pos_embed = self.wpe(positions) * attention_mask.bool().unsqueeze(-1)
+        pos_embed = self.wpe(positions).expand_as(embed)
+        if attention_mask is not None:
+            pos_embed = pos_embed * attention_mask[:, -tokens.shape[1] :, None].bool()
         resid = embed + hooks("pos_embed", pos_embed)
         return F.dropout(resid, self.config.dropout, self.training)
 
@@ -314,37 +336,23 @@ class GPT2(nn.Module):
         return generate(self, tokens, max_new_tokens, **sampling)
 
 
-@torch.no_grad()
-def initialise(model: GPT2, seed: int) -> None:
-    """GPT-2's initialisation: N(0, 0.02), and 0.02 / sqrt(2 n_layers) for the projections into the residual stream."""
-    config = model.config
-    draw = torch.Generator().manual_seed(seed)
-    for name, weight in model.named_parameters():
-        if name.endswith(".bias"):
-            weight.zero_()
-        elif ".ln" in name or name.startswith("ln"):
-            weight.fill_(1)
-        elif name == "wpe.weight" and config.pos_init == "sinusoidal":
-            weight.copy_(config.pos_std * sinusoids(config.n_ctx, config.d_model))
-        else:
-            std = {"wte.weight": config.embed_std, "wpe.weight": config.pos_std}.get(name, 0.02)
-            weight.normal_(0, std / math.sqrt(2 * config.n_layers) if name.endswith("proj.weight") else std, generator=draw)
+def _positions_and_visible(tokens: Tensor, attention_mask: Tensor | None, n_past: int) -> tuple[Tensor, Tensor | None]:
+    """Absolute positions of the tokens, (pos,) or (batch, pos); and which keys their queries see (None: plain causal)."""
+    n_pos, n_keys = tokens.shape[1], n_past + tokens.shape[1]
+    if attention_mask is None and not n_past:
+        return torch.arange(n_pos, device=tokens.device), None
+    visible = torch.ones(n_pos, n_keys, dtype=torch.bool, device=tokens.device).tril(n_past)  # (query, key)
+    if attention_mask is None:
+        return torch.arange(n_past, n_keys, device=tokens.device), visible
+    real = attention_mask.bool()
+    positions = (real.cumsum(1) - 1).clamp(min=0)[:, n_past:]
+    return positions, (visible & real[:, None, :] & real[:, n_past:, None])[:, None]  # (batch, 1, query, key)
 
 
-def sinusoids(n_ctx: int, d_model: int) -> Tensor:
-    """Sines, then cosines, of positions at wavelengths from 2 pi to 10,000 * 2 pi: (n_ctx, d_model), within [-1, 1].
-
-    Vaswani et al. 2017, "Attention Is All You Need".
-    """
-    half = (d_model + 1) // 2
-    angles = torch.arange(n_ctx)[:, None] * torch.exp(torch.arange(half) * (-math.log(10_000) / half))
-    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :d_model]
-
-
-def check_tokens(tokens: Tensor, config: GPT2Config, attention_mask: Tensor | None = None) -> None:
+def check_tokens(tokens: Tensor, config: GPT2Config, attention_mask: Tensor | None = None, n_past: int = 0) -> None:
     """Refuse, before any compute, tokens that are no (batch, pos) tensor of ids below d_vocab, at most n_ctx of them."""
     if not isinstance(tokens, Tensor):
-        raise TokenError(f"tokens must be a tensor (batch, pos) of token ids, not {type(tokens).__name__}; encode text with a tokenizer")
+        raise TokenError(f"tokens must be a tensor (batch, pos) of ids, not {type(tokens).__name__}; encode text with a tokenizer")
     if tokens.dtype not in (torch.int64, torch.int32):
         raise TokenError(f"tokens must be int64 (or int32), not {str(tokens.dtype).removeprefix('torch.')}")
     if tokens.ndim != 2:
@@ -352,10 +360,14 @@ def check_tokens(tokens: Tensor, config: GPT2Config, attention_mask: Tensor | No
         raise TokenError(f"tokens must be (batch, pos), not of shape {tuple(tokens.shape)}{hint}")
     if not tokens.numel():
         raise TokenError(f"there are no tokens: shape {tuple(tokens.shape)}; a pass needs at least one token")
-    if tokens.shape[1] > config.n_ctx:
-        raise ContextLengthError(f"{tokens.shape[1]} tokens do not fit in n_ctx={config.n_ctx}; pass tokens[:, :{config.n_ctx}]")
-    if attention_mask is not None and attention_mask.shape != tokens.shape:
-        raise TokenError(f"attention_mask has shape {tuple(attention_mask.shape)}; the tokens have {tuple(tokens.shape)}")
+    n_pos = n_past + tokens.shape[1]
+    if n_pos > config.n_ctx:
+        raise ContextLengthError(
+            f"{n_pos} tokens do not fit in n_ctx={config.n_ctx}; "
+            + (f"{n_past} are in the KV cache already" if n_past else f"pass tokens[:, :{config.n_ctx}]")
+        )
+    if attention_mask is not None and attention_mask.shape != (tokens.shape[0], n_pos):
+        raise TokenError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {(tokens.shape[0], n_pos)}")
     if tokens.is_meta:
         return
     low, high = (int(end) for end in tokens.aminmax())
