@@ -1,0 +1,111 @@
+"""What an analysis that can be swept over checkpoints looks like: a frozen dataclass, called with a model, giving rows."""
+
+import hashlib
+import inspect
+import math
+import sys
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp_gpt2.errors import AnalysisError
+from interp_gpt2.model import GPT2
+
+Row = dict[str, Any]
+
+ROW_KEYS = ("metric", "hook_point", "layer", "head", "neuron", "position", "label", "value", "n", "low", "high")
+
+_Z_95 = 1.959963984540054  # 95 % of a normal distribution lies within this many standard deviations
+
+
+class Analysis:
+    """Base of the sweepable analyses: a frozen dataclass (`eq=False`) that holds what it reads, tokens included.
+
+    Calling it with a model gives rows, dicts with some of ROW_KEYS; what does not apply is left out. `low` and `high`
+    bound a 95 % interval. Two analyses are equal when their fingerprints are.
+    """
+
+    name: str
+
+    def __call__(self, model: GPT2) -> list[Row]:
+        raise NotImplementedError(f"{type(self).__name__} does not say how to compute its rows; define __call__(self, model)")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the class, of the source of the module that defines it and of every field: what was asked, exactly.
+
+        It is the same in every process. Stored rows are found again by it, so an edited analysis is computed anew.
+        """
+        return fingerprint(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Analysis) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+
+def require_eval(model: GPT2) -> None:
+    """Refuse a model that would drop activations at random: what an analysis measures must not depend on chance.
+
+    Raises AnalysisError if the model is in training mode and has dropout.
+    """
+    if model.training and model.config.dropout > 0:
+        raise AnalysisError(f"the model is in training mode with dropout {model.config.dropout}; call model.eval() first")
+
+
+def interval(value: float, stderr: float) -> dict[str, float]:
+    """The `low` and `high` of a row, from a standard error; none where that is unknown (NaN)."""
+    return {} if math.isnan(stderr) else {"low": value - _Z_95 * stderr, "high": value + _Z_95 * stderr}
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256, in hexadecimal, of a dataclass by its fields, tensors by dtype, shape and bytes.
+
+    Raises AnalysisError for a field whose content has no fixed bytes (a function, an open file, a model).
+    """
+    digest = hashlib.sha256()
+    _update(digest, value)
+    return digest.hexdigest()
+
+
+def _update(digest: "hashlib._Hash", value: Any) -> None:
+    # Every part is written with its kind and length, so that no two different values write the same bytes.
+    if isinstance(value, Tensor):
+        raw = value.detach().cpu().contiguous()
+        _write(digest, "tensor", f"{raw.dtype} {tuple(raw.shape)}".encode())
+        _write(digest, "bytes", raw.reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        _write(digest, type(value).__name__, repr(value).encode())
+    elif isinstance(value, (tuple, list)):
+        _write(digest, "sequence", str(len(value)).encode())
+        for part in value:
+            _update(digest, part)
+    elif isinstance(value, dict):
+        _update(digest, [part for item in sorted(value.items()) for part in item])
+    elif is_dataclass(value) and not isinstance(value, type):
+        cls = type(value)
+        _write(digest, "class", f"{cls.__module__}.{cls.__qualname__}".encode())
+        _write(digest, "source", _source(cls.__module__).encode())
+        for field in fields(value):
+            _update(digest, field.name)
+            _update(digest, getattr(value, field.name))
+    else:
+        raise AnalysisError(
+            f"a field of type {type(value).__name__} has no fixed bytes to tell analyses apart by; "
+            "use tensors, numbers, strings, tuples or frozen dataclasses of these"
+        )
+
+
+def _write(digest: "hashlib._Hash", kind: str, content: bytes) -> None:
+    digest.update(f"{kind}:{len(content)}:".encode())
+    digest.update(content)
+
+
+def _source(module: str) -> str:
+    try:
+        return inspect.getsource(sys.modules[module])
+    except (OSError, TypeError):  # typed at a prompt or in a notebook: there is no file to read
+        return ""

@@ -1,0 +1,71 @@
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from interp_gpt2.analysis.rows import Analysis, fingerprint
+from interp_gpt2.errors import AnalysisError
+
+
+@dataclass(frozen=True, eq=False)
+class Counts(Analysis):
+    tokens: Tensor
+    name: str = "counts"
+    options: tuple = (1, "a", None, 0.5)
+    table: dict = field(default_factory=dict)
+
+
+TOKENS = torch.arange(6).reshape(2, 3)
+
+
+def test_equal_fields_are_the_same_analysis_also_after_pickling():
+    one = Counts(TOKENS)
+    assert one == Counts(TOKENS.clone())
+    assert len({one, Counts(TOKENS.clone())}) == 1
+    assert pickle.loads(pickle.dumps(one)).fingerprint == one.fingerprint
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Counts(TOKENS + 1),
+        Counts(TOKENS.reshape(3, 2)),
+        Counts(TOKENS.int()),
+        Counts(TOKENS, name="other"),
+        Counts(TOKENS, options=(1, "a", None)),
+        Counts(TOKENS, options=(1, "a", None, 0.5, None)),
+        Counts(TOKENS, options=(True, "a", None, 0.5)),
+        Counts(TOKENS, options=(1, ("a",), None, 0.5)),
+        Counts(TOKENS, table={"a": 1}),
+    ],
+)
+def test_a_change_in_any_field_is_another_analysis(other):
+    assert other != Counts(TOKENS)
+
+
+def test_a_view_and_its_copy_have_the_same_fingerprint():
+    wide = torch.arange(20).reshape(4, 5)
+    assert fingerprint(wide[:, ::2]) == fingerprint(wide[:, ::2].clone())
+
+
+def test_bfloat16_and_bool_tensors_have_fingerprints():
+    assert fingerprint(torch.ones(3, dtype=torch.bfloat16)) != fingerprint(torch.zeros(3, dtype=torch.bfloat16))
+    assert fingerprint(torch.tensor(True)) != fingerprint(torch.tensor(False))
+
+
+def test_the_fingerprint_is_the_same_in_another_process():
+    code = (
+        "import torch; from interp_gpt2.analysis.attention_patterns import HeadScores;"
+        "print(HeadScores(torch.arange(6).reshape(2, 3)).fingerprint)"
+    )
+    run = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    assert run[0].stdout == run[1].stdout != ""
+
+
+def test_a_field_without_fixed_bytes_is_refused():
+    with pytest.raises(AnalysisError, match="function"):
+        _ = Counts(TOKENS, options=(lambda: 1,)).fingerprint
