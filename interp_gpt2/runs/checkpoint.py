@@ -1,0 +1,201 @@
+"""One checkpoint: a directory that transformers loads as it stands, and that we load only if every byte is as written.
+
+    step-00001000/
+      model.safetensors        weights in Hugging Face's names (interp_gpt2.safetensors, in ours, where its GPT-2 cannot compute them)
+      config.json              Hugging Face's fields, and our config in full under "interp_gpt2"
+      tokenizer.json, tokenizer_config.json
+      optimizer.safetensors, trainer.json      in checkpoints that training can resume from
+      manifest.json            step, tokens seen, size and SHA-256 of each file, then its own SHA-256
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from interp_gpt2.config import GPT2Config
+from interp_gpt2.errors import CheckpointError, CheckpointWriteError, ConversionError
+from interp_gpt2.files import written_atomically
+from interp_gpt2.hf_format import (
+    NATIVE_MODEL_TYPE,
+    OURS,
+    check_hf_shapes,
+    check_shapes,
+    config_from_hf,
+    config_to_hf,
+    our_shapes,
+    state_from_hf,
+    state_to_hf,
+    unrepresentable,
+)
+from interp_gpt2.runs.durable import new_directory, sync_directory, sync_file, write_errors_named, write_file
+from interp_gpt2.runs.manifest import (
+    CONFIG,
+    HF_WEIGHTS,
+    MANIFEST,
+    NATIVE_WEIGHTS,
+    OPTIMIZER,
+    RESUME_FILES,
+    TOKENIZER_FILES,
+    TRAINER,
+    Manifest,
+    entry_of,
+    read_manifest,
+    read_verified,
+    step_name,
+)
+from interp_gpt2.runs.strict_json import parse, render
+from interp_gpt2.runs.tensor_files import check_weight_dtypes, header_of_bytes, tensors_of_bytes, tensors_to_bytes
+
+
+class Saveable(Protocol):
+    """What a checkpoint asks of a tokenizer."""
+
+    eos_token_id: int | None
+
+    def save(self, directory: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """What training needs besides the weights: tensors by name (optimizer moments, RNG states), and a JSON object."""
+
+    tensors: Mapping[str, Tensor]
+    trainer: Mapping[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------------------ write
+
+
+def save_checkpoint(
+    run_dir: Path | str,
+    step: int,
+    state: Mapping[str, Tensor],
+    config: GPT2Config,
+    tokens_seen: int,
+    tokenizer: Saveable | None = None,
+    resume: ResumeState | None = None,
+) -> Path:
+    """Write `<run_dir>/step-<step>` and return it, on disk and complete.
+
+    `state` is `model.state_dict()`, from any device. Raises CheckpointWriteError if it cannot be written or already
+    exists; whatever happens, no half-written checkpoint is visible and earlier ones are untouched.
+    """
+    if type(step) is not int or type(tokens_seen) is not int or step < 0 or tokens_seen < 0:
+        raise CheckpointWriteError(f"step={step!r} and tokens_seen={tokens_seen!r} must be whole numbers of at least 0")
+    target = Path(run_dir) / step_name(step)
+    files = _model_files(state, config, tokenizer)
+    if resume is not None:
+        files |= _resume_files(resume, target)
+    return _write(target, files, Manifest(step, tokens_seen, {}), tokenizer)
+
+
+def save_weights(
+    directory: Path | str, state: Mapping[str, Tensor], config: GPT2Config, tokenizer: Saveable | None = None
+) -> Path:
+    """Write a model, outside any run, to a directory that does not exist or is empty; same files, same guarantees."""
+    return _write(Path(directory), _model_files(state, config, tokenizer), Manifest(None, None, {}), tokenizer)
+
+
+def drop_resume(step_dir: Path | str) -> int:
+    """Take the resume files out of a checkpoint to save space, and return the bytes freed. The weights stay.
+
+    The manifest that no longer vouches for them is on disk before they go, so a process killed in between leaves a
+    sound checkpoint. Raises CheckpointError if the manifest is not sound, CheckpointWriteError if it cannot be written.
+    """
+    step_dir = Path(step_dir)
+    manifest = read_manifest(step_dir)
+    kept = {name: entry for name, entry in manifest.files.items() if name not in RESUME_FILES}
+    freed = 0
+    with write_errors_named(step_dir / MANIFEST, 0):
+        if len(kept) < len(manifest.files):
+            with written_atomically(step_dir / MANIFEST) as file:
+                file.write(replace(manifest, files=kept, dropped=RESUME_FILES).to_bytes())
+            sync_directory(step_dir)
+        for path in (step_dir / name for name in RESUME_FILES):
+            if path.exists():
+                freed += path.stat().st_size
+                path.unlink()
+    return freed
+
+
+def _model_files(state: Mapping[str, Tensor], config: GPT2Config, tokenizer: Saveable | None) -> dict[str, bytes]:
+    eos = None if tokenizer is None else tokenizer.eos_token_id
+    if unrepresentable(config) is None:
+        fields, name, tensors = config_to_hf(config, eos), HF_WEIGHTS, state_to_hf(state, config)
+    else:
+        check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, our_shapes(config))
+        fields = {"model_type": NATIVE_MODEL_TYPE, "bos_token_id": eos, "eos_token_id": eos}
+        name, tensors = NATIVE_WEIGHTS, dict(state)
+    return {name: tensors_to_bytes(tensors), CONFIG: render(fields | {OURS: config.to_dict()})}
+
+
+def _resume_files(resume: ResumeState, target: Path) -> dict[str, bytes]:
+    try:
+        trainer = render(resume.trainer)
+    except (TypeError, ValueError) as error:
+        raise CheckpointWriteError(f"{target / TRAINER} cannot be written: the trainer's state is not JSON: {error}") from error
+    return {OPTIMIZER: tensors_to_bytes(dict(resume.tensors)), TRAINER: trainer}
+
+
+def _write(target: Path, files: Mapping[str, bytes], manifest: Manifest, tokenizer: Saveable | None) -> Path:
+    with write_errors_named(target, sum(map(len, files.values()))), new_directory(target) as temporary:
+        entries = {name: entry_of(data) for name, data in files.items()}
+        for name, data in files.items():
+            write_file(temporary / name, data)
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+            for name in TOKENIZER_FILES:
+                sync_file(temporary / name)
+                entries[name] = entry_of((temporary / name).read_bytes())
+        write_file(temporary / MANIFEST, replace(manifest, files=entries).to_bytes())
+    return target
+
+
+# ------------------------------------------------------------------------------------------------------------- read
+
+
+def verify_checkpoint(step_dir: Path | str) -> Manifest:
+    """The manifest, after every byte of the directory has been checked. Raises CheckpointError naming what is wrong."""
+    return read_verified(Path(step_dir))[0]
+
+
+def load_weights(step_dir: Path | str, verify: bool = True) -> tuple[GPT2Config, dict[str, Tensor]]:
+    """Config and state dict (our names, as stored, on the CPU) of a checkpoint that we wrote.
+
+    `verify=False` skips the hashes and still checks names, sizes and shapes. Raises CheckpointError naming the file or
+    tensor that is missing, altered, truncated or out of place, before any value is returned.
+    """
+    step_dir = Path(step_dir)
+    manifest, contents = read_verified(step_dir, {CONFIG, HF_WEIGHTS, NATIVE_WEIGHTS}, verify)
+    where = step_dir / manifest.weights
+    fields = parse(contents[CONFIG], step_dir / CONFIG)
+    native = manifest.weights == NATIVE_WEIGHTS
+    if native != (fields.get("model_type") == NATIVE_MODEL_TYPE) or OURS not in fields:
+        raise CheckpointError(f"{step_dir / CONFIG} does not belong to {where.name}")
+    header = header_of_bytes(contents[manifest.weights], where)
+    check_weight_dtypes(header, where)
+    shapes = {name: info.shape for name, info in header.items()}
+    try:
+        config = config_from_hf(fields)
+        if native:
+            check_shapes(shapes, our_shapes(config))
+        else:
+            check_hf_shapes(shapes, config)
+        tensors = tensors_of_bytes(contents[manifest.weights], where)
+        return config, tensors if native else state_from_hf(tensors, config)
+    except (CheckpointError, ConversionError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def load_resume(step_dir: Path | str) -> ResumeState:
+    """What `save_checkpoint(resume=)` was given, every byte verified. Raises CheckpointError, also if it holds none."""
+    step_dir = Path(step_dir)
+    manifest, contents = read_verified(step_dir, RESUME_FILES)
+    if not manifest.can_resume:
+        raise CheckpointError(f"{step_dir} holds weights only; training cannot resume from it")
+    where = step_dir / OPTIMIZER
+    header_of_bytes(contents[OPTIMIZER], where)
+    return ResumeState(tensors_of_bytes(contents[OPTIMIZER], where), parse(contents[TRAINER], step_dir / TRAINER))
