@@ -23,10 +23,7 @@ class ActivationCache(Mapping[str, Tensor]):
         self.n_layers = n_layers
 
     def __getitem__(self, key: str | tuple) -> Tensor:
-        if isinstance(key, tuple):
-            name = full_name(*key, n_layers=self.n_layers)
-        else:
-            name = canonical(key)
+        name = full_name(*key, n_layers=self.n_layers) if isinstance(key, tuple) else canonical(key)
         if name not in self._activations and name in ("scale", "normalized"):
             name = f"ln_final.{name}"
         try:

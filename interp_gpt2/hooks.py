@@ -11,7 +11,7 @@ spelling, which is understood everywhere too. `("pattern", 3)` is short for "blo
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
@@ -140,10 +140,10 @@ def _resolve_string(name: str, config: GPT2Config) -> frozenset[str]:
 
 def _nearest(name: str, config: GPT2Config) -> str:
     known = hook_point_names(config)
-    leaves = [point for point in known if point.rpartition(".")[2] == name.rpartition(".")[2]]
-    close = get_close_matches(name, known, n=3, cutoff=0.5) or leaves[:3]
-    listed = ", ".join(repr(point) for point in close)
-    return f"Nearest: {listed}. hook_points() lists all {len(known)}." if close else f"hook_points() lists all {len(known)}."
+    leaf = name.rpartition(".")[2]
+    near = [point for point in known if point.rpartition(".")[2] == leaf] or known  # "resid_pre" means some layer's
+    near = sorted(near, key=lambda point: -SequenceMatcher(None, point, name).ratio())[:3]
+    return f"Nearest: {', '.join(map(repr, near))}. hook_points() lists all {len(known)}."
 
 
 def resolve_edits(edits: Mapping, config: GPT2Config) -> dict[str, tuple[Callable, ...]]:
@@ -197,7 +197,7 @@ class Hooks:
     `keep`, if given, is applied to each recorded value (a position slice, a dtype, a device); what it drops is freed.
     """
 
-    __slots__ = ("record", "edits", "keep", "cache", "positions", "prefix", "_scopes")
+    __slots__ = ("_scopes", "cache", "edits", "keep", "positions", "prefix", "record")
 
     def __init__(
         self,

@@ -182,17 +182,15 @@ class KVCache:
     """
 
     def __init__(self) -> None:
+        self.n_pos = 0  # counted when a pass has succeeded
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
-    @property
-    def n_pos(self) -> int:
-        return self.keys[0].shape[1] if self.keys else 0
-
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new tokens' keys and values of a layer, and return those of all tokens."""
-        if layer in self.keys:
-            k, v = torch.cat([self.keys[layer], k], dim=1), torch.cat([self.values[layer], v], dim=1)
+        if self.n_pos:
+            k = torch.cat([self.keys[layer][:, : self.n_pos], k], dim=1)
+            v = torch.cat([self.values[layer][:, : self.n_pos], v], dim=1)
         self.keys[layer], self.values[layer] = k, v
         return k, v
 
@@ -245,7 +243,10 @@ class GPT2(nn.Module):
         resid = self._embed(tokens, positions, hooks, attention_mask)
         for layer, block in enumerate(self.blocks):
             resid = block(resid, hooks.at(f"blocks.{layer}"), visible, past)
-        return self.unembed(resid, hooks)
+        logits = self.unembed(resid, hooks)
+        if past is not None:
+            past.n_pos += tokens.shape[1]
+        return logits
 
     def embed(self, tokens: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """Token plus position embedding: the residual stream before layer 0, (batch, pos, d_model)."""
@@ -352,7 +353,7 @@ def _positions_and_visible(tokens: Tensor, attention_mask: Tensor | None, n_past
 def check_tokens(tokens: Tensor, config: GPT2Config, attention_mask: Tensor | None = None, n_past: int = 0) -> None:
     """Refuse, before any compute, tokens that are no (batch, pos) tensor of ids below d_vocab, at most n_ctx of them."""
     if not isinstance(tokens, Tensor):
-        raise TokenError(f"tokens must be a tensor (batch, pos) of ids, not {type(tokens).__name__}; encode text with a tokenizer")
+        raise TokenError(f"tokens must be a tensor (batch, pos) of ids, not {type(tokens).__name__}; encode text first")
     if tokens.dtype not in (torch.int64, torch.int32):
         raise TokenError(f"tokens must be int64 (or int32), not {str(tokens.dtype).removeprefix('torch.')}")
     if tokens.ndim != 2:

@@ -1,10 +1,14 @@
 """Fixtures for every test: one thread, tiny models, fixed seeds."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from interp_gpt2.config import GPT2Config
+from interp_gpt2.model import GPT2
 
 torch.set_num_threads(1)  # tests run side by side; two busy pools on two cores are slower than one thread each
 
@@ -17,3 +21,33 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the sample data folder (INTERP_GPT2_DATA); {folder} does not exist")
     return folder
+
+
+@pytest.fixture
+def config() -> GPT2Config:
+    return GPT2Config(n_layers=2, n_heads=4, d_model=32, d_vocab=50, n_ctx=16)
+
+
+@pytest.fixture
+def model(config: GPT2Config) -> GPT2:
+    return random_gpt2(config)
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+def random_gpt2(config: GPT2Config, seed: int = 0) -> GPT2:
+    """A model whose every parameter matters: at GPT-2's own initialisation biases are 0, gains 1, and patterns uniform."""
+    model = GPT2(config, seed).eval()
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.2 * torch.randn(weight.shape, generator=draw))
+    return model
+
+
+@pytest.fixture
+def make_gpt2() -> Callable[..., GPT2]:
+    return random_gpt2
