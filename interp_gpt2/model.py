@@ -18,6 +18,7 @@ from interp_gpt2.errors import ConfigError, ContextLengthError, EditError, Token
 from interp_gpt2.hooks import NO_HOOKS, Hooks, Names, hook_point_names, resolve, resolve_edits
 from interp_gpt2.initialisation import initialise
 
+
 ACTIVATIONS = {"gelu_new": nn.GELU("tanh"), "gelu": nn.GELU(), "relu": nn.ReLU()}
 
 
@@ -195,6 +196,17 @@ class KVCache:
         return k, v
 
 
+def weight(name: str) -> property:
+    """A property of the model that reads one of its weights under its name in the literature."""
+
+    def read(model: "GPT2") -> Tensor:
+        from interp_gpt2 import weights
+
+        return getattr(weights, name)(model)
+
+    return property(read, doc=f"See weights.{name}.")
+
+
 class GPT2(nn.Module):
     """GPT-2. `model(tokens)` is logits; every activation on the way can be read and edited.
 
@@ -322,6 +334,11 @@ class GPT2(nn.Module):
         return self.wte.weight.device
 
     # Conveniences that face upward: one line each ----------------------------------------------------------------------
+
+    W_E, W_pos, W_U = weight("W_E"), weight("W_pos"), weight("W_U")
+    W_Q, W_K, W_V, W_O = weight("W_Q"), weight("W_K"), weight("W_V"), weight("W_O")  # (layer, head, ...)
+    b_Q, b_K, b_V, b_O = weight("b_Q"), weight("b_K"), weight("b_V"), weight("b_O")
+    W_in, b_in, W_out, b_out = weight("W_in"), weight("b_in"), weight("W_out"), weight("b_out")  # (layer, ...)
 
     @classmethod
     def from_pretrained(cls, name_or_directory: str) -> "GPT2":
