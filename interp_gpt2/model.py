@@ -18,7 +18,6 @@ from interp_gpt2.errors import ConfigError, ContextLengthError, EditError, Token
 from interp_gpt2.hooks import NO_HOOKS, Hooks, Names, hook_point_names, resolve, resolve_edits
 from interp_gpt2.initialisation import initialise
 
-
 ACTIVATIONS = {"gelu_new": nn.GELU("tanh"), "gelu": nn.GELU(), "relu": nn.ReLU()}
 
 
