@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from interp_gpt2.errors import AnalysisError
@@ -54,6 +55,11 @@ def require_eval(model: GPT2) -> None:
     """
     if model.training and model.config.dropout > 0:
         raise AnalysisError(f"the model is in training mode with dropout {model.config.dropout}; call model.eval() first")
+
+
+def standard_error(values: Float[Tensor, "n"]) -> float:
+    """Standard error of the mean of independent values; NaN of fewer than two."""
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def interval(value: float, stderr: float) -> dict[str, float]:

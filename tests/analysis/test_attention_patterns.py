@@ -219,7 +219,7 @@ def test_repeated_sequence_rows_ask_for_the_tokens_to_repeat(model, tokens):
 
 def test_a_score_no_query_qualifies_for_is_refused(model):
     distinct = torch.arange(5)[None]
-    with pytest.raises(AnalysisError, match="induction score: no token occurs twice"):
+    with pytest.raises(AnalysisError, match="no token occurs twice"):
         head_scores(model, distinct)
     with pytest.raises(AnalysisError, match="previous_token score: no sequence has a second token"):
         head_scores(model, distinct[:, :1])
