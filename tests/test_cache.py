@@ -13,7 +13,8 @@ def cache(model, tokens):
 
 
 @pytest.mark.parametrize(
-    "key", ["blocks.1.attn.pattern", "blocks.1.attn.hook_pattern", ("pattern", 1), ("pattern", -1), ("attn", 1), ("pattern", 1, "attn")]
+    "key",
+    ["blocks.1.attn.pattern", "blocks.1.attn.hook_pattern", ("pattern", 1), ("pattern", -1), ("attn", 1), ("pattern", 1, "attn")],
 )
 def test_every_spelling_of_a_key_is_the_same_tensor(cache, key):
     assert cache[key] is cache["blocks.1.attn.pattern"]

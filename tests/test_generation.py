@@ -47,7 +47,12 @@ def test_rows_end_at_the_stop_token(model, tokens):
 
 @pytest.mark.parametrize(
     ("sampling", "said"),
-    [({"temperature": -1.0}, "0 takes the most"), ({"top_k": 0}, "keeps no token"), ({"top_p": 0.0}, "above 0"), ({"top_p": 2.0}, "at most 1")],
+    [
+        ({"temperature": -1.0}, "0 takes the most"),
+        ({"top_k": 0}, "keeps no token"),
+        ({"top_p": 0.0}, "above 0"),
+        ({"top_p": 2.0}, "at most 1"),
+    ],
 )
 def test_sampling_that_means_nothing_is_refused(model, tokens, sampling, said):
     with pytest.raises(ConfigError, match=said):

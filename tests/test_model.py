@@ -187,16 +187,16 @@ def test_derivatives_by_recorded_activations_are_finite_differences(make_gpt2):
 def test_an_edit_reaches_what_is_downstream_and_nothing_else(any_model, tokens):
     """Bit for bit against identity edits at the same point: upstream and at earlier positions nothing changes."""
     names = hook_point_names(any_model.config)
+    here = 7
+
+    def bump(value, site):
+        if site.name.endswith(("attn_scores", "pattern")):
+            value[:, :, here, 0] += 1  # the position of these is the query, and it sees key 0
+        else:
+            value[:, here, ..., 0] += 1
+        return value
+
     for name in names:
-        here = 7
-
-        def bump(value, site):
-            if site.name.endswith(("attn_scores", "pattern")):
-                value[:, :, here, 0] += 1  # the position of these is the query, and it sees key 0
-            else:
-                value[:, here, ..., 0] += 1
-            return value
-
         same, before = any_model.run_with_cache(tokens, "*", {name: identity})
         changed, after = any_model.run_with_cache(tokens, "*", {name: bump})
         assert torch.equal(same[:, :here], changed[:, :here]), name
