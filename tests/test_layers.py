@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "interp_gpt2"
 # From top to bottom. Files of one room may import each other; a lower room may import any higher one.
 ROOMS = [
     "errors", "files", "config", "hooks", "hf_format", "cache", "initialisation", "model", "weights", "generation",
-    "tokenizers", "convert", "data", "runs", "training", "analysis", "sweep", "views", "report", "cli",
+    "vocab_bpe", "tokenizers", "convert", "data", "runs", "training", "analysis", "sweep", "views", "report", "cli",
 ]  # fmt: skip
 
 # Conveniences that face upward: one line each, importing inside the method. (file, what it imports)
@@ -90,9 +90,13 @@ def test_nothing_unpickles_or_swallows_errors():
     for path in sources():
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
-            if isinstance(node, ast.ExceptHandler) and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            everything = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+            if everything and ast.unparse(node.body[-1]) != "raise":  # tidying up and raising again swallows nothing
                 wrong.append(f"{path.name}:{node.lineno} catches everything")
-        wrong += [f"{path.name} imports {name}" for name in imports(tree) if name.split(".")[0] in ("pickle", "dill", "joblib")]
+        picklers = [name for name in imports(tree) if name.split(".")[0] in ("pickle", "dill", "joblib")]
+        wrong += [f"{path.name} imports {name}" for name in picklers if name != "pickle.UnpicklingError"]
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 safe = any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in node.keywords)
