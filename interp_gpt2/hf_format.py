@@ -67,12 +67,12 @@ _HARMLESS = frozenset(
     "repetition_penalty return_dict return_dict_in_generate sep_token_id summary_activation summary_first_dropout "
     "summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params temperature tf_legacy_loss "
     "tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 "
-    "use_cache".split()
+    "use_cache".split()  # noqa: SIM905
 )
 
 _PREFIX = "transformer."
 _HEAD = "lm_head.weight"
-_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias")  # causal masks that older transformers saved beside the weights
+_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias")  # causal masks, saved by older versions of transformers
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tu
         raise CheckpointError(f"tensor {missing[0]} is missing{_more(missing)}; the config implies {expected[missing[0]]}")
     unexpected = [name for name in found if name not in expected]
     if unexpected:
-        raise CheckpointError(f"tensor {unexpected[0]} is not part of this model{_more(unexpected)}; its config has no place for it")
+        raise CheckpointError(f"tensor {unexpected[0]} has no place in this model{_more(unexpected)}")
     for name, shape in expected.items():
         if tuple(found[name]) != tuple(shape):
             raise CheckpointError(f"tensor {name} has shape {tuple(found[name])}; the config implies {tuple(shape)}")

@@ -1,11 +1,11 @@
 """One checkpoint: a directory that transformers loads as it stands, and that we load only if every byte is as written.
 
-    step-00001000/
-      model.safetensors        weights in Hugging Face's names (interp_gpt2.safetensors, in ours, where its GPT-2 cannot compute them)
-      config.json              Hugging Face's fields, and our config in full under "interp_gpt2"
-      tokenizer.json, tokenizer_config.json
-      optimizer.safetensors, trainer.json      in checkpoints that training can resume from
-      manifest.json            step, tokens seen, size and SHA-256 of each file, then its own SHA-256
+step-00001000/
+  model.safetensors        weights in Hugging Face's names; where its GPT-2 cannot compute them, interp_gpt2.safetensors in ours
+  config.json              Hugging Face's fields, and our config in full under "interp_gpt2"
+  tokenizer.json, tokenizer_config.json
+  optimizer.safetensors, trainer.json      in checkpoints that training can resume from
+  manifest.json            step, tokens seen, size and SHA-256 of each file, then its own SHA-256
 """
 
 from collections.abc import Mapping
@@ -43,6 +43,7 @@ from interp_gpt2.runs.manifest import (
     Manifest,
     entry_of,
     read_manifest,
+    read_one,
     read_verified,
     step_name,
 )
@@ -160,6 +161,16 @@ def _write(target: Path, files: Mapping[str, bytes], manifest: Manifest, tokeniz
 def verify_checkpoint(step_dir: Path | str) -> Manifest:
     """The manifest, after every byte of the directory has been checked. Raises CheckpointError naming what is wrong."""
     return read_verified(Path(step_dir))[0]
+
+
+def load_config(step_dir: Path | str) -> GPT2Config:
+    """The config of a checkpoint, from config.json alone, checked against its manifest. Raises CheckpointError."""
+    path = Path(step_dir) / CONFIG
+    data = read_one(path.parent, CONFIG)
+    try:
+        return config_from_hf(parse(data, path))
+    except ConversionError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def load_weights(step_dir: Path | str, verify: bool = True) -> tuple[GPT2Config, dict[str, Tensor]]:

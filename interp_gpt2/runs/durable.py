@@ -73,9 +73,10 @@ def remove_directory(path: Path) -> None:
 
 def sweep_leftovers(directory: Path) -> list[Path]:
     """Delete what killed writers left in `directory`, and name it. Only for who holds the directory's lock."""
-    leftovers = [path for path in directory.glob(f"{TEMPORARY}*") if not path.is_symlink()]
+    patterns = (f"{TEMPORARY}*", ".*.tmp", "step-*/.*.tmp")  # the latter two from files written_atomically
+    leftovers = [path for pattern in patterns for path in directory.glob(pattern)]
     for path in leftovers:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     return leftovers
 
 

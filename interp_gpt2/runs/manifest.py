@@ -147,6 +147,14 @@ def _check_content(manifest: Manifest, path: Path) -> None:
         raise CheckpointError(f"{path} drops files that it also names, or that no resume needs")
 
 
+def read_one(directory: Path, name: str) -> bytes:
+    """One file of a checkpoint, checked against the manifest; the others are not looked at. Raises CheckpointError."""
+    manifest = read_manifest(directory)
+    if name not in manifest.files:
+        raise CheckpointError(f"{directory / MANIFEST} does not name {name}")
+    return _check_file(directory / name, manifest.files[name], wanted=True, verify=True)
+
+
 def read_verified(directory: Path, wanted: Collection[str] = (), verify: bool = True) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest and the bytes of the `wanted` files that it names, after checking every file of the directory.
 
@@ -169,22 +177,23 @@ def _check_files(directory: Path, manifest: Manifest, wanted: Collection[str], v
     found = {name for name in os.listdir(directory) if not name.startswith(".")}
     for name in sorted(found - {MANIFEST, *manifest.files, *manifest.dropped}):
         raise CheckpointError(f"{directory / name} is not named in the manifest; move it elsewhere")
-    contents = {}
-    for name, entry in manifest.files.items():
-        path = directory / name
-        with _plain_file(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != entry.bytes:
-                what = "truncated" if size < entry.bytes else "longer than it was written"
-                raise CheckpointError(f"{path} is {what}: {size:,} bytes, the manifest says {entry.bytes:,}")
-            if name in wanted:
-                contents[name] = file.read()
-                sha256 = hashlib.sha256(contents[name]) if verify else None
-            else:
-                sha256 = hashlib.file_digest(file, "sha256") if verify else None
-        if sha256 and sha256.hexdigest() != entry.sha256:
-            raise CheckpointError(f"{path} has been altered: its SHA-256 is not the manifest's")
-    return contents
+    checked = {name: _check_file(directory / name, entry, name in wanted, verify) for name, entry in manifest.files.items()}
+    return {name: data for name, data in checked.items() if name in wanted}
+
+
+def _check_file(path: Path, entry: FileEntry, wanted: bool, verify: bool) -> bytes:
+    """The file's bytes if they are wanted, else none: an optimizer's state need not fit in memory to be checked."""
+    with _plain_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != entry.bytes:
+            what = "truncated" if size < entry.bytes else "longer than it was written"
+            raise CheckpointError(f"{path} is {what}: {size:,} bytes, the manifest says {entry.bytes:,}")
+        data = file.read() if wanted else b""
+        if verify:
+            sha256 = hashlib.sha256(data) if wanted else hashlib.file_digest(file, "sha256")
+            if sha256.hexdigest() != entry.sha256:
+                raise CheckpointError(f"{path} has been altered: its SHA-256 is not the manifest's")
+        return data
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from interp_gpt2.runs.strict_json import parse
 
 MAX_HEADER = 1 << 20  # GPT-2 XL's header is 60 kB
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "I16": 2, "F32": 4, "I32": 4, "F64": 8, "I64": 8}
-WEIGHT_DTYPES = frozenset({"F32", "F16", "BF16"})
+WEIGHT_DTYPES = ("F32", "F16", "BF16", "F64")
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def tensors_of_file(path: Path) -> dict[str, Tensor]:
 
 
 def check_weight_dtypes(header: dict[str, TensorInfo], where: object) -> None:
-    """Raise CheckpointError naming the first tensor that is not float32, float16 or bfloat16."""
+    """Raise CheckpointError naming the first tensor that is not in a floating-point format torch computes in."""
     for name, info in header.items():
         if info.dtype not in WEIGHT_DTYPES:
-            raise CheckpointError(f"{where}: tensor {name} is {info.dtype}; weights are {', '.join(sorted(WEIGHT_DTYPES))}")
+            raise CheckpointError(f"{where}: tensor {name} is {info.dtype}; weights are {', '.join(WEIGHT_DTYPES)}")
 
 
 def _header_length(first: bytes, size: int, where: object) -> int:

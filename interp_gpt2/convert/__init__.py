@@ -1,0 +1,1 @@
+"""Whole models in and out of other libraries, exactly or not at all."""

@@ -1,0 +1,65 @@
+"""metrics.jsonl: one line per logged step, written as it happens. The run's own record, whatever else mirrors it."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from interp_gpt2.errors import RunError
+from interp_gpt2.files import written_atomically
+
+METRICS = "metrics.jsonl"
+
+
+def append_metrics(run_dir: Path | str, row: Mapping[str, Any]) -> None:
+    """Add one line and hand it to the system, so that it outlives this process.
+
+    `row` has an int under "step". JSON has no NaN or infinity: such a value is null, and "nonfinite" says which it was.
+    Raises RunError for a row that is not JSON or that cannot be written.
+    """
+    if type(row.get("step")) is not int:
+        raise RunError(f"a row of metrics needs a whole number under 'step', got {row.get('step')!r}")
+    nonfinite = {name: str(value) for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    if nonfinite:
+        row = {**row, **dict.fromkeys(nonfinite), "nonfinite": nonfinite}
+    path = Path(run_dir) / METRICS
+    try:
+        line = json.dumps(row, allow_nan=False) + "\n"
+        with path.open("ab") as file:
+            file.write(line.encode("ascii"))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"the metrics of step {row['step']} are not JSON: {error}") from error
+    except OSError as error:
+        raise RunError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:
+    """Every row in the order written. A last line that a killed process left unfinished is not counted.
+
+    Raises RunError naming the line for anything else that is not a row.
+    """
+    path = Path(run_dir) / METRICS
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is unfinished, or nothing
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RunError(f"{path}, line {number} is damaged: {error}") from error
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise RunError(f"{path}, line {number} is not a row of metrics: it has no whole number under 'step'")
+        rows.append(row)
+    return rows
+
+
+def truncate_metrics(run_dir: Path | str, last: int) -> int:
+    """Keep the rows of steps up to and including `last`, and return how many are gone. Resuming writes them anew."""
+    rows = read_metrics(run_dir)
+    kept = [row for row in rows if row["step"] <= last]
+    with written_atomically(Path(run_dir) / METRICS) as file:  # also when nothing goes: an unfinished line must
+        file.writelines(json.dumps(row).encode("ascii") + b"\n" for row in kept)
+    return len(rows) - len(kept)

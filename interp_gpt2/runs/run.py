@@ -1,0 +1,162 @@
+"""Run: a directory of checkpoints, and what was seen on the way.
+
+run.json                          everything needed to repeat it: settings, seed, data fingerprint, versions
+tokenizer.json, tokenizer_config.json
+metrics.jsonl                     one line per logged step
+step-00000000/, step-00000001/, step-00000002/, ...
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp_gpt2.config import GPT2Config
+from interp_gpt2.convert.huggingface import model_of_state
+from interp_gpt2.errors import CheckpointError, RunError
+from interp_gpt2.runs.checkpoint import load_config, load_weights, verify_checkpoint
+from interp_gpt2.runs.manifest import Manifest, read_manifest, step_name, step_of_name
+from interp_gpt2.runs.metrics import read_metrics
+from interp_gpt2.runs.strict_json import parse
+
+if TYPE_CHECKING:
+    from interp_gpt2.model import GPT2
+    from interp_gpt2.tokenizers import Tokenizer
+
+SETTINGS = "run.json"
+RUN_FORMAT = "interp_gpt2 run 1"
+
+
+@dataclass(frozen=True)
+class VerifiedStep:
+    """The newest step whose checkpoint is whole, and for each newer one that is not, in one line, why."""
+
+    step: int
+    skipped: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk: `run.steps`, `run.model(step)`, `run.metrics()`.
+
+    Nothing is kept in memory: each call looks at the directory, which may still be growing. Raises RunError for a
+    directory that is not a run.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path).expanduser())
+        if not (self.path / SETTINGS).is_file():
+            raise RunError(_not_a_run(self.path))
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """run.json. Raises RunError if it is damaged."""
+        path = self.path / SETTINGS
+        try:
+            settings = parse(path.read_bytes(), path)
+        except CheckpointError as error:
+            raise RunError(str(error)) from error
+        if settings.get("format") != RUN_FORMAT:
+            raise RunError(f"{path} has format {settings.get('format')!r}, not {RUN_FORMAT!r}")
+        return settings
+
+    @property
+    def seed(self) -> int:
+        """The seed that the weights, the batches and everything else drawn came from."""
+        return self._setting("seed")
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        found = (step_of_name(path.name) for path in self.path.iterdir() if path.is_dir())
+        return sorted(step for step in found if step is not None)
+
+    def checkpoint(self, step: int | None = None) -> Path:
+        """The directory of the checkpoint at a step (None: the last). Raises RunError naming the nearest steps there are."""
+        steps = self.steps
+        if not steps:
+            raise RunError(f"{self.path} has no checkpoints yet")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            below = [s for s in steps if s < step][-1:]
+            above = [s for s in steps if s > step][:1]
+            nearest = " and ".join(str(s) for s in below + above)
+            raise RunError(f"{self.path} has no checkpoint at step {step!r}; the nearest: {nearest} ({len(steps)} in all)")
+        return self.path / step_name(step)
+
+    def model(self, step: int | None = None) -> "GPT2":
+        """The model at a step (None: the last), verified, in eval mode on the CPU.
+
+        Raises CheckpointError naming the file if the checkpoint is not what was written: never another step's model.
+        """
+        return model_of_state(*load_weights(self.checkpoint(step)))
+
+    @property
+    def config(self) -> GPT2Config:
+        """The model's shape, from the last checkpoint."""
+        return load_config(self.checkpoint())
+
+    def tokenizer(self) -> "Tokenizer":
+        from interp_gpt2.tokenizers import load_tokenizer
+
+        return load_tokenizer(self.path)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl, as written."""
+        return read_metrics(self.path)
+
+    def tokens_seen(self, step: int) -> int:
+        """Tokens trained on before this checkpoint."""
+        tokens_seen = self._manifest(step).tokens_seen
+        if tokens_seen is None:
+            raise CheckpointError(f"{self.checkpoint(step)} does not say how many tokens it has seen")
+        return tokens_seen
+
+    def checkpoint_hash(self, step: int) -> str:
+        """SHA-256 of the model at a step: of its config and weights, as the manifest has them."""
+        return self._manifest(step).model_sha256
+
+    def newest_verified_step(self, resumable: bool = False) -> VerifiedStep:
+        """The last step whose checkpoint is whole to the byte, scanning from the newest; what is skipped is said.
+
+        `resumable`: the last that training can go on from; those that hold weights only are passed over.
+        Raises RunError if there is none.
+        """
+        skipped = []
+        for step in reversed(self.steps):
+            try:
+                manifest = read_manifest(self.checkpoint(step))
+                if not resumable or manifest.can_resume:
+                    verify_checkpoint(self.checkpoint(step))
+                    return VerifiedStep(step, tuple(skipped))
+            except CheckpointError as error:
+                skipped.append((step, str(error)))
+        what = "training can resume from" if resumable else "is whole"
+        refused = "".join(f"; {reason}" for _, reason in skipped[:3])
+        raise RunError(f"{self.path} has no checkpoint that {what}, among {len(self.steps)}{refused}")
+
+    def _manifest(self, step: int) -> Manifest:
+        return read_manifest(self.checkpoint(step))
+
+    def _setting(self, name: str) -> Any:
+        settings = self.settings
+        if name not in settings:
+            raise RunError(f"{self.path / SETTINGS} does not say {name!r}; it has {', '.join(settings)}")
+        return settings[name]
+
+
+def _not_a_run(path: Path) -> str:
+    if not path.exists():
+        return f"there is no run at {path}"
+    if step_of_name(path.resolve().name) is not None:
+        return f"{path} is one checkpoint; its run is {path.parent}"
+    if not path.is_dir():
+        return f"{path} is a file; a run is a directory with {SETTINGS}"
+    runs = sorted(child.name for child in path.iterdir() if (child / SETTINGS).is_file())
+    inside = f"; it holds the runs {', '.join(runs[:5])}{', ...' if len(runs) > 5 else ''}" if runs else ""
+    return f"{path} is not a run: it has no {SETTINGS}{inside}"
