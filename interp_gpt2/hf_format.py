@@ -54,21 +54,26 @@ _FIXED = {
 }
 
 # Fields that change no logit: what a decoder, a trainer or another head on the same body reads.
-_HARMLESS = frozenset(
-    # reorder_and_upcast_attn scales the keys before the product and multiplies in float32: the same function, rounded in
-    # another order. The Stanford CRFM models set it; transformers itself ignores it under its default attention.
-    "reorder_and_upcast_attn "
-    "architectures attn_implementation begin_suppress_tokens bos_token_id cross_attention_hidden_size decoder_start_token_id "
-    "diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size bad_words_ids eos_token_id "
-    "exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label "
-    "initializer_range is_decoder label2id length_penalty max_length min_length model_type n_ctx n_special "
-    "no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states "
-    "output_past output_scores pad_token_id predict_special_tokens prefix problem_type remove_invalid_values "
-    "repetition_penalty return_dict return_dict_in_generate sep_token_id summary_activation summary_first_dropout "
-    "summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params temperature tf_legacy_loss "
-    "tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 "
-    "use_cache".split()  # noqa: SIM905
-)
+# fmt: off
+_HARMLESS = frozenset({
+    # Scales the keys before the product and multiplies in float32: the same function, rounded in another order. The
+    # Stanford CRFM models set it; transformers itself ignores it under its default attention.
+    "reorder_and_upcast_attn",
+    "architectures", "attn_implementation", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
+    "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype",
+    "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty",
+    "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label",
+    "initializer_range", "is_decoder", "label2id", "length_penalty", "max_length", "min_length", "model_type",
+    "n_ctx", "n_special", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels",
+    "num_return_sequences", "output_attentions", "output_hidden_states", "output_past", "output_scores",
+    "pad_token_id", "predict_special_tokens", "prefix", "problem_type", "remove_invalid_values",
+    "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id", "summary_activation",
+    "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "suppress_tokens",
+    "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class",
+    "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p", "use_bfloat16",
+    "use_cache",
+})
+# fmt: on
 
 _PREFIX = "transformer."
 _HEAD = "lm_head.weight"

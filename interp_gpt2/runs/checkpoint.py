@@ -1,11 +1,14 @@
 """One checkpoint: a directory that transformers loads as it stands, and that we load only if every byte is as written.
 
-step-00001000/
-  model.safetensors        weights in Hugging Face's names; where its GPT-2 cannot compute them, interp_gpt2.safetensors in ours
-  config.json              Hugging Face's fields, and our config in full under "interp_gpt2"
-  tokenizer.json, tokenizer_config.json
-  optimizer.safetensors, trainer.json      in checkpoints that training can resume from
-  manifest.json            step, tokens seen, size and SHA-256 of each file, then its own SHA-256
+    step-00001000/
+      model.safetensors       weights in Hugging Face's names
+      config.json             Hugging Face's fields, and our config in full under "interp_gpt2"
+      tokenizer.json, tokenizer_config.json
+      optimizer.safetensors, trainer.json     in checkpoints that training can resume from
+      manifest.json           step, tokens seen, size and SHA-256 of each file, then its own SHA-256
+
+What Hugging Face's GPT-2 cannot compute is in interp_gpt2.safetensors, under our names, with a config that it refuses:
+a directory that transformers would load with random MLPs would be a lie.
 """
 
 from collections.abc import Mapping

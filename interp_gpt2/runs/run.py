@@ -1,9 +1,11 @@
 """Run: a directory of checkpoints, and what was seen on the way.
 
-run.json                          everything needed to repeat it: settings, seed, data fingerprint, versions
-tokenizer.json, tokenizer_config.json
-metrics.jsonl                     one line per logged step
-step-00000000/, step-00000001/, step-00000002/, ...
+    run.json                          everything needed to repeat it: settings, seed, data fingerprint, versions
+    tokenizer.json, tokenizer_config.json
+    metrics.jsonl                     one line per logged step
+    step-00000000/, step-00000001/, step-00000002/, ...
+
+Reading only; what a trainer does to a run is in writing.py.
 """
 
 from dataclasses import dataclass
