@@ -20,7 +20,7 @@ from interp_gpt2.model import GPT2
 
 NO_TARGET = -1  # in `targets` and `target_rank`: this position predicts a token that is not there
 
-_CHUNK = 2**24  # logits held at once: 128 MiB in float64
+_CHUNK = 2**22  # logits held at once: 32 MiB in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ def logit_lens_of(
 ) -> LogitLens:
     """The lens on residual streams, of which the last is taken for the model's output (edited ones will do).
 
-    At most 2^24 logits exist at a time. KL(final || lens) = sum_v p_final(v) (ln p_final(v) - ln p_lens(v)).
+    At most 2^22 logits exist at a time. KL(final || lens) = sum_v p_final(v) (ln p_final(v) - ln p_lens(v)).
 
     Raises AnalysisError if the shapes disagree, a target is not in the vocabulary, `top_k` is larger than it, or the
     logits are not finite (a diverged model has no ranks).
