@@ -1,0 +1,313 @@
+"""report.json, as dataclasses: every number that report.html shows, and nothing the page would have to compute.
+
+`Report.to_json` is the file, `report_from_json` reads it back, and a page rendered from either is the same to the byte.
+Losses are in nats per token. Lists named (step, layer) are nested in that order. A number that does not exist, or is
+not finite, is None; a section that was not computed is None, with the reason in `Report.omitted`.
+Every section carries the `command` that makes its figure again.
+"""
+
+import json
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from interp_gpt2.errors import AnalysisError
+from interp_gpt2.views.attention import AttentionData
+from interp_gpt2.views.html import plain
+from interp_gpt2.views.lens import LensData
+
+FORMAT = "interp_gpt2 report 1"
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What was trained. `config` is GPT2Config.to_dict(), `training` the resolved training config, both shown as they are."""
+
+    name: str
+    seed: int
+    last_step: int
+    tokens_seen: int
+    n_params: int
+    checkpoints: list[int]
+    config: dict[str, Any]
+    training: dict[str, Any]
+    command: str
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What it was trained on. `facts` (counts, hashes, smoothing ...) are shown as they are, in order."""
+
+    name: str
+    tokenizer: str
+    unit: str  # what a token is to the reader: "character", "state", "token"
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PhaseChange:
+    """A logistic rise of the strongest head's induction score less a uniform head's, in step.
+
+    score(step) = base + rise / (1 + exp(-(step - step_0) / scale)); `step` is its midpoint step_0, `width` its 10-90 %
+    time, 2 ln(9) scale. `bic_margin` is the BIC by which it beats the better of a line and a power law; `steps` and
+    `values` are what was fitted.
+    """
+
+    step: float
+    width: float
+    base: float
+    rise: float
+    bic_margin: float
+    steps: list[int]
+    values: list[float]
+    command: str
+
+
+@dataclass(frozen=True)
+class HeadFinding:
+    """The head with the highest score of a kind at the last checkpoint, and what a uniform head scores on the same tokens."""
+
+    label: str  # "L1H0"
+    score: float
+    uniform: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A loss over training. `label` says of what in a word or two: "validation", "training batch"."""
+
+    label: str
+    steps: list[int]
+    loss: list[float | None]
+    stderr: list[float | None] | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A loss to compare with, in nats per token on the same tokens; `note` says how it was computed (the smoothing)."""
+
+    name: str
+    loss: float
+    stderr: float | None = None
+    n: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Loss over training. `measured_on` names the tokens behind the validation curve and the references."""
+
+    command: str
+    measured_on: str
+    validation: Curve
+    train: Curve | None
+    references: list[Reference]
+
+
+@dataclass(frozen=True)
+class PositionReference:
+    """A reference's loss at each position."""
+
+    name: str
+    loss: list[float | None]
+
+
+@dataclass(frozen=True)
+class LossByPosition:
+    """Mean validation loss of predicting the token after each position; `loss` is (step, position)."""
+
+    command: str
+    measured_on: str
+    steps: list[int]
+    loss: list[list[float | None]]
+    references: list[PositionReference] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class HeadScore:
+    """One score of every head over training. `values`, `low` and `high` (an interval, if there is one) are (head, step)."""
+
+    name: str  # the key in Report.heads: "induction", "previous_token", ...
+    title: str
+    measures: str  # one sentence: what is averaged over which queries
+    unit: str  # "attention" (an axis from 0 to 1) or "nats"
+    uniform: float
+    n: int | None
+    values: list[list[float | None]]
+    low: list[list[float | None]] | None = None
+    high: list[list[float | None]] | None = None
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """Head scores by step, all heads on the same tokens."""
+
+    command: str
+    measured_on: str
+    steps: list[int]
+    heads: list[str]  # "L0H0", ...
+    scores: list[HeadScore]
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The logit lens of one prompt across training."""
+
+    command: str
+    prompt: str
+    lens: LensData
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Every head's attention on one sequence, at one or more steps."""
+
+    command: str
+    prompt: str
+    attention: AttentionData
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear probe for one label. `accuracy` and `shuffled` (the same probe on shuffled labels) are (step, layer).
+
+    `majority`, `current_token` and `last_two_tokens` are the accuracies of the commonest label and of the best
+    predictors from the current token and from the last two; None where not computed.
+    """
+
+    name: str
+    measures: str
+    n_train: int
+    n_test: int
+    accuracy: list[list[float | None]]
+    shuffled: list[list[float | None]] | None
+    majority: float
+    current_token: float | None
+    last_two_tokens: float | None
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Probes by step and layer, trained and tested on different documents. `layers` names what each one reads."""
+
+    command: str
+    measured_on: str
+    steps: list[int]
+    layers: list[str]  # "embed", "layer 0", ...
+    probes: list[Probe]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A stretch of text on which a neuron is strongly active: its tokens, the activation at each, the position of the peak."""
+
+    tokens: list[str]
+    activations: list[float]
+    peak: int
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """The neuron that best tells a label by itself, and where it is most active."""
+
+    label: str  # "L2N137"
+    tells: str  # the probe's name
+    auroc: float
+    n: int
+    contexts: list[Context]
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Best single neurons by AUROC, at one step; `chosen_on` says which text chose them and which measured them."""
+
+    command: str
+    step: int
+    chosen_on: str
+    neurons: list[Neuron]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model at a step wrote after the prompt."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples at several checkpoints, all with the same prompt, temperature and seed."""
+
+    command: str
+    prompt: str
+    temperature: float
+    seed: int
+    samples: list[Sample]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of report.json.
+
+    `phase_change` is None when none was found, and `phase_change_note` then says why not (else it may be empty).
+    `heads` maps a score's name to the head that has most of it; `omitted` maps the name of an absent section to the
+    reason; `versions` and `hashes` make the footer. `format` names this layout.
+    """
+
+    run: RunFacts
+    data: DataFacts
+    phase_change: PhaseChange | None
+    phase_change_note: str
+    heads: dict[str, HeadFinding]
+    loss: Loss | None
+    loss_by_position: LossByPosition | None
+    head_scores: HeadScores | None
+    lens: Lens | None
+    attention: Attention | None
+    probes: Probes | None
+    neurons: Neurons | None
+    samples: Samples | None
+    omitted: dict[str, str]
+    versions: dict[str, str]
+    hashes: dict[str, str]
+    format: str = FORMAT
+
+    def to_json(self) -> str:
+        """The text of report.json, one section a line; numbers that are not finite are null."""
+        lines = [f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in plain(asdict(self)).items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def report_from_json(text: str) -> Report:
+    """The report in the text of a report.json. Raises AnalysisError for another format, or a field missing or unknown."""
+    values = json.loads(text)
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise AnalysisError(
+            f"this report.json has format {found!r}, expected {FORMAT!r}; make it again with `interp-gpt2 report`"
+        )
+    return _read(Report, values, "report")
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """`value` from JSON as `kind`: a dataclass, a list, dict or union of these, or itself."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        inner = [part for part in typing.get_args(kind) if part is not type(None)]
+        return value if value is None or len(inner) > 1 else _read(inner[0], value, where)
+    if typing.get_origin(kind) is list:
+        (inner,) = typing.get_args(kind)
+        return [_read(inner, item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if typing.get_origin(kind) is dict:
+        inner = typing.get_args(kind)[1]
+        return {key: _read(inner, item, f"{where}.{key}") for key, item in value.items()}
+    if not is_dataclass(kind):
+        return value
+    types_of = typing.get_type_hints(kind)
+    names = {part.name for part in fields(kind)}
+    if set(value) != names:
+        odd = ", ".join(sorted(set(value) ^ names))
+        raise AnalysisError(f"{where} in report.json does not have the fields of {kind.__name__}; they differ in {odd}")
+    return kind(**{name: _read(types_of[name], item, f"{where}.{name}") for name, item in value.items()})
