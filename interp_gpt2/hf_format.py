@@ -230,10 +230,10 @@ def _config_of_fields(read: Mapping[str, Any]) -> GPT2Config:
     act_fn = read["activation_function"]
     if not isinstance(act_fn, str) or act_fn not in _ACT_FNS:
         raise ConversionError(f"activation_function={act_fn!r} is not one of {', '.join(_ACT_FNS)}")
+    for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop", "layer_norm_epsilon"):
+        if type(read[name]) not in (int, float):
+            raise ConversionError(f"{name}={read[name]!r} must be a number")
     dropouts = [read["embd_pdrop"], read["attn_pdrop"], read["resid_pdrop"]]
-    for value in (*dropouts, read["layer_norm_epsilon"]):
-        if type(value) not in (int, float):
-            raise ConversionError(f"a dropout or layer_norm_epsilon is {value!r}, which is not a number")
     if len(set(dropouts)) != 1:
         raise ConversionError(f"embd_pdrop, attn_pdrop, resid_pdrop = {dropouts} differ; there is one dropout for all three")
     for name in ("scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
