@@ -66,7 +66,9 @@ def loss_by_position(losses: Float[Tensor, "batch pos"], positions: Sequence[int
     """The mean over sequences of `token_losses` at each of `positions` (default: all).
 
     In-context learning shows as a loss that falls with position (Kaplan et al. 2020, "Scaling Laws for Neural Language
-    Models"; Olsson et al. 2022, "In-context Learning and Induction Heads"). Raises AnalysisError for a position that is not there.
+    Models"; Olsson et al. 2022, "In-context Learning and Induction Heads").
+
+    Raises AnalysisError for a position that is not there.
     """
     positions = _checked(losses, positions)
     kept = losses[:, list(positions)]
