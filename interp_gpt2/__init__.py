@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from interp_gpt2.errors import InterpGPT2Error as InterpGPT2Error
     from interp_gpt2.model import GPT2 as GPT2
     from interp_gpt2.runs.run import Run as Run
-    from interp_gpt2.sweep import sweep as sweep
+    from interp_gpt2.sweeps import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -24,7 +24,7 @@ _HOME = {
     "InterpGPT2Error": "interp_gpt2.errors",
     "Run": "interp_gpt2.runs.run",
     "SIZES": "interp_gpt2.config",
-    "sweep": "interp_gpt2.sweep",
+    "sweep": "interp_gpt2.sweeps",
 }
 __all__ = [*_HOME, "__version__"]
 
