@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_bayes_losses_are_the_exact_evidence_of_the_sequence(chains):
     # By the chain rule the losses of a sequence sum to its negative log evidence, which has a closed form per row.
     losses = losses_of(bayes_bigram(chains[:50]), chains[:50])
     for sequence, loss in zip(chains[:50].tolist(), losses, strict=True):
-        transitions = Counter(zip(sequence[:-1], sequence[1:], strict=True))
+        transitions = Counter(pairwise(sequence))
         rows = [[transitions[i, j] for j in range(N_STATES)] for i in range(N_STATES)]
         evidence = sum(log_gamma_ratio(row, alpha=0.1) for row in rows)
         assert loss.sum().item() == pytest.approx(-evidence, abs=1e-9)
