@@ -126,11 +126,13 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) within [low, high], about as many as asked for."""
     if not high > low:
         return [low]
-    raw = (high - low) / max(about, 1)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    power = 10.0 ** math.floor(math.log10((high - low) / max(about, 1)))
+    choices = [_multiples(low, high, power * m) for m in (1, 2, 5, 10)]
+    return min(choices, key=lambda values: abs(len(values) - about))
+
+
+def _multiples(low: float, high: float, step: float) -> list[float]:
+    return [round(i * step, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def tick_texts(values: Sequence[float]) -> list[str]:
@@ -142,7 +144,7 @@ def tick_texts(values: Sequence[float]) -> list[str]:
 def _frame(chart: Chart) -> _Frame:
     width, height = chart.size
     labels = [line.label for line in chart.lines] + [rule.label for rule in chart.rules]
-    margin = max((len(label) for label in labels), default=0) * CHAR_WIDTH + 14
+    margin = max((len(_short(label, chart)) for label in labels), default=0) * CHAR_WIDTH + 14
     xs = [x for line in chart.lines for x in line.x] or [0.0, 1.0]
     low, high = chart.y_range or _y_range(chart)
     return _Frame(
@@ -317,22 +319,29 @@ def _labels(chart: Chart, frame: _Frame) -> list[Markup]:
         if abs(y - at) > 5:
             path = f"{frame.right:.1f},{y:.1f} {frame.right + 8:.1f},{at:.1f}"
             parts.append(tag("g", {"class": css}, tag("polyline", {"class": "leader", "points": path})))
-        parts.append(tag("text", {"class": f"label {css}", "x": round(frame.right + 11, 1), "y": round(at + 4, 1)}, label))
+        where = {"class": f"label {css}", "x": round(frame.right + 11, 1), "y": round(at + 4, 1)}
+        parts.append(tag("text", where, _short(label, chart), tag("title", {}, label)))
     return parts
 
 
-def spread(wanted: list[float], top: float, bottom: float) -> list[float]:
-    """Sorted heights moved as little as needed to lie LINE_HEIGHT apart and, where they fit, within [top, bottom].
+def _short(label: str, chart: Chart) -> str:
+    """`label`, cut where it would take more than two fifths of the chart's width."""
+    most = int(0.4 * chart.size[0] / CHAR_WIDTH)
+    return label if len(label) <= most else label[: most - 1] + "…"
+
+
+def spread(wanted: list[float], top: float, bottom: float, gap: float = LINE_HEIGHT) -> list[float]:
+    """Sorted heights moved as little as needed to lie `gap` apart and, where they fit, within [top, bottom].
 
     Neighbours that collide form a block centred on their mean wish (pool adjacent violators), so the order is kept.
     """
     blocks: list[list[float]] = []  # [sum of wishes for the block's first label, count]
     for index, y in enumerate(wanted):
-        blocks.append([y - index * LINE_HEIGHT, 1])
+        blocks.append([y - index * gap, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
             total, count = blocks.pop()
             blocks[-1][0] += total
             blocks[-1][1] += count
     starts = [total / count for total, count in blocks for _ in range(int(count))]
-    last = bottom - (len(wanted) - 1) * LINE_HEIGHT
-    return [min(max(start, top), max(last, top)) + index * LINE_HEIGHT for index, start in enumerate(starts)]
+    last = bottom - (len(wanted) - 1) * gap
+    return [min(max(start, top), max(last, top)) + index * gap for index, start in enumerate(starts)]

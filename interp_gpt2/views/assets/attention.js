@@ -125,11 +125,11 @@ function attentionView(root) {
     const value = (i) => (asKey ? here(i, token) : here(token, i));
     if (other !== null) {
       const [query, key] = asKey ? [other, token] : [token, other];
-      return key > query ? `${quoted(query)} cannot see ${quoted(key)}: it comes later.` : `${quoted(query)} attends to ${quoted(key)}: ${here(query, key).toFixed(2)}`;
+      return key > query ? `Position ${quoted(query)} cannot see ${quoted(key)}: it comes later.` : `Position ${quoted(query)} attends to ${quoted(key)}: ${here(query, key).toFixed(2)}`;
     }
     const ranked = data.tokens.map((_, i) => i).filter((i) => value(i) > 0).sort((a, b) => value(b) - value(a)).slice(0, 4);
     const list = ranked.map((i) => `${quoted(i)} ${value(i).toFixed(2)}`).join(',  ');
-    return asKey ? `${quoted(token)} is attended by  ${list || 'no later token'}` : `${quoted(token)} attends to  ${list}`;
+    return asKey ? `Position ${quoted(token)} is attended by  ${list || 'no later token'}` : `Position ${quoted(token)} attends to  ${list}`;
   }
 
   function highlight() {
@@ -143,7 +143,7 @@ function attentionView(root) {
       node.classList.toggle('key', i === other);
       node.classList.toggle('future', future);
       node.setAttribute('aria-pressed', state.locked && i === token);
-      paint(node, token === null || future ? null : asKey ? here(i, token) : here(token, i));
+      paint(node, token === null || future ? null : asKey ? here(i, token) : here(token, i), true);
     });
     const [query, key] = asKey ? [other, token] : [token, other];
     row.setAttribute('visibility', query === null ? 'hidden' : 'visible');

@@ -19,15 +19,12 @@ function viridis(share) {
   return VIRIDIS[low].map((value, i) => Math.round(value + (at - low) * (VIRIDIS[low + 1][i] - value)));
 }
 
-function paint(node, share) {
-  if (share === null) {
-    node.style.backgroundColor = '';
-    node.style.color = '';
-    return;
-  }
-  const [r, g, b] = viridis(share);
-  node.style.backgroundColor = `rgb(${r} ${g} ${b})`;
-  node.style.color = 0.299 * r + 0.587 * g + 0.114 * b > 140 ? '#101010' : '#ffffff';
+// Viridis behind text. `fading` lets it fade out towards zero, so that text in which little happens looks like text.
+function paint(node, share, fading = false) {
+  const opacity = share === null ? 0 : fading ? Math.min(1, share * 2.5) : 1;
+  const [r, g, b] = viridis(share ?? 0);
+  node.style.backgroundColor = opacity < 0.02 ? '' : `rgb(${r} ${g} ${b} / ${opacity})`;
+  node.style.color = opacity < 0.6 ? '' : 0.299 * r + 0.587 * g + 0.114 * b > 125 ? '#101010' : '#ffffff';
 }
 
 function legendBar() {

@@ -11,7 +11,7 @@ function lensView(root) {
     kl: { title: 'KL(final || lens)', share: (value, top) => value / top, ends: ['0', null], unit: ' nats' },
     entropy: { title: 'entropy', share: (value, top) => value / top, ends: ['0', null], unit: ' nats' },
   };
-  const state = { step: data.steps.length - 1, statistic: 'probability', layer: nLayers - 1, position: Math.max(0, n - 2) };
+  const state = { step: data.steps.length - 1, statistic: 'probability', layer: nLayers - 1, position: Math.min(Math.max(0, n - 2), 12) };
   const tops = { kl: most('kl'), entropy: most('entropy') };
 
   const header = make('tr', {}, make('th', { scope: 'row' }, 'token'), ...data.tokens.map((label) => make('th', { scope: 'col' }, label)));

@@ -1,0 +1,85 @@
+"""What the numbers of a report are measured on: the run's own held-out data, or repeated random tokens where that is gone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from interp_gpt2.config import GPT2Config
+from interp_gpt2.data.batches import HELD_OUT, rng_at
+from interp_gpt2.data.source import Source, load_source
+from interp_gpt2.data.synthetic import repeated_tokens
+from interp_gpt2.errors import DataError
+from interp_gpt2.runs.run import Run
+from interp_gpt2.training.config import TrainConfig
+
+PROMPT_CHARACTERS = 48
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Tokens to measure on, with one more than the model's inputs, and what they are in words."""
+
+    tokens: Int[Tensor, "batch pos+1"]
+    are: str
+
+    @property
+    def inputs(self) -> Int[Tensor, "batch pos"]:
+        return self.tokens[:, :-1]
+
+
+def source_of(run: Run) -> Source:
+    """The data the run was trained on, if this machine has the very same. Raises DataError if it is gone or has changed."""
+    config = training_config(run)
+    if config.data not in ("markov", "repeated-random", "python-docs", "tiny-shakespeare") and not Path(config.data).exists():
+        raise DataError(f"{config.data}, on which {run.name} was trained, is not on this machine")
+    source = load_source(config.data, config.tokenizer)
+    trained_on, found = run.settings["data"], source.fingerprint()
+    for field in ("sha256", "tokenizer_sha256"):
+        if found[field] != trained_on[field]:
+            raise DataError(f"{config.data} is not what {run.name} was trained on: its {field} differs")
+    return source
+
+
+def training_config(run: Run) -> TrainConfig:
+    return TrainConfig.from_dict(run.settings["config"])
+
+
+def held_out(source: Source, n_ctx: int, n: int | None = None) -> Sequences:
+    """`n` sequences, evenly spaced over the whole validation split (all of it where it has no more)."""
+    tokens = torch.cat(list(source.validation(n_ctx, 256)))
+    if n is None or len(tokens) <= n:
+        return Sequences(tokens, f"all {len(tokens):,} held-out sequences of {source.name}")
+    chosen = torch.arange(n) * len(tokens) // n
+    return Sequences(tokens[chosen], f"{n:,} held-out sequences of {source.name}, evenly spaced")
+
+
+def repeated_random(config: GPT2Config, n: int = 32) -> Sequences:
+    """Random tokens said twice: input on which induction can be told in any model, for want of its own data."""
+    period = max(1, config.n_ctx // 2)
+    tokens = repeated_tokens(rng_at(0, 0, HELD_OUT), n, config.n_ctx + 1, config.d_vocab, period)
+    return Sequences(torch.from_numpy(tokens), f"{n} sequences of random tokens repeated with period {period}")
+
+
+def prompt_of(source: Source, n_ctx: int) -> str:
+    """A line of held-out text, 48 characters of it; for data without documents, the beginning of a held-out sequence."""
+    limit = min(PROMPT_CHARACTERS, n_ctx)
+    for document in source.validation_documents():
+        lines = source.tokenizer.decode(document[:4000].tolist()).splitlines()
+        long = [line.strip() for line in lines if len(line.strip()) >= limit and line.strip()[0].isalpha()]
+        if long:
+            return long[0][:limit]
+    first = next(iter(source.validation(n_ctx, 1)))[0]
+    return source.tokenizer.decode(first[:limit].tolist())
+
+
+def spread_steps(steps: Sequence[int], n: int) -> list[int]:
+    """`n` of the steps, both ends included, as even as they come in log(1 + step): learning is fast at first."""
+    if len(steps) <= n:
+        return list(steps)
+    wanted = torch.linspace(0, 1, n, dtype=torch.float64) * torch.tensor(float(steps[-1] + 1)).log()
+    at = torch.tensor([float(step + 1) for step in steps], dtype=torch.float64).log()
+    return sorted({steps[int((at - place).abs().argmin())] for place in wanted})
