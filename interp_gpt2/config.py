@@ -1,5 +1,6 @@
 """The shape of a GPT-2, and the four published sizes. Needs no torch, so that `--help` is quick."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
@@ -68,12 +69,7 @@ class GPT2Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GPT2Config":
         """The config with these fields. Raises ConfigError for an unknown field, naming the nearest known one."""
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                nearest = get_close_matches(name, known, n=1)
-                hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; the fields are {', '.join(known)}"
-                raise ConfigError(f"GPT2Config has no field {name!r}{hint}")
+        refuse_unknown_fields(cls, values)
         return cls(**values)
 
     @property
@@ -85,6 +81,16 @@ class GPT2Config:
         mlp = 0 if self.attn_only else 2 * d * self.d_mlp + (self.d_mlp + d) * self.bias + norm
         ends = (self.d_vocab * (1 if self.tied else 2) + self.n_ctx) * d + norm
         return self.n_layers * (norm + attn + mlp) + ends
+
+
+def refuse_unknown_fields(config: type, values: Mapping[str, Any]) -> None:
+    """Raises ConfigError if `values` names a field that the dataclass `config` lacks, with the nearest one it has."""
+    known = [field.name for field in fields(config)]
+    for name in values:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; the fields are {', '.join(known)}"
+            raise ConfigError(f"{config.__name__} has no field {name!r}{hint}")
 
 
 SIZES: dict[str, GPT2Config] = {

@@ -1,0 +1,187 @@
+"""What a training run is, in one frozen dataclass. Needs no torch, so that `--help` is quick."""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from interp_gpt2.config import GPT2Config, refuse_unknown_fields
+from interp_gpt2.errors import ConfigError
+
+TokenizerKind = Literal["char", "byte", "gpt2"]
+Schedule = Literal["cosine", "constant"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Which steps are kept: the union of three schedules, and always the first and the last step.
+
+    Scheduled checkpoints hold weights only. Those made every `resume_every` steps can also be resumed from; of these the
+    newest two are kept, and the last step of a run always is one. Raises ConfigError for numbers that mean nothing.
+    """
+
+    per_doubling: int = 1  # log-spaced: 1 keeps 0, 1, 2, 4, 8, ...; 2 also keeps the steps half-way between; 0 none
+    every: int = 0  # 0: none
+    at: tuple[int, ...] = ()
+    resume_every: int = 500
+
+    def __post_init__(self) -> None:
+        _freeze_lists(self)
+        _check_types(self)
+        for name in ("per_doubling", "every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"checkpoints.{name}={getattr(self, name)} is negative; 0 turns it off")
+        if self.resume_every < 1:
+            raise ConfigError(f"checkpoints.resume_every={self.resume_every} must be at least 1")
+        for step in self.at:
+            if type(step) is not int or step < 0:
+                raise ConfigError(f"checkpoints.at holds {step!r}; steps are whole numbers from 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run: with the text it names, it determines every weight at every step.
+
+    `data` is a corpus ("python-docs", "tiny-shakespeare"), a synthetic task ("markov", "repeated-random"), or a path of a
+    text file or folder. `model.d_vocab` is ignored: it follows the tokenizer. Losses are in nats per token.
+    Raises ConfigError for values that describe no run, naming the field.
+    """
+
+    data: str = "python-docs"
+    tokenizer: TokenizerKind = "char"
+    model: GPT2Config = GPT2Config(n_layers=4, n_heads=4, d_model=128, n_ctx=128)
+
+    n_steps: int = 1000
+    batch_size: int = 16  # sequences of model.n_ctx tokens
+    seed: int = 0  # of the weights, the batches and dropout
+
+    lr: float = 1e-3
+    min_lr: float = 1e-4  # where "cosine" ends; "constant" does not use it
+    warmup_steps: int = 100
+    schedule: Schedule = "cosine"
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.1  # of matrices and embeddings; biases and layer norms are not decayed, as in nanoGPT
+    grad_clip: float = 1.0  # largest norm of the gradient; 0 does not clip; the norm is logged either way
+
+    precision: Precision = "auto"
+    compile: bool = False
+    device: str = "auto"  # "auto" is a GPU when there is one
+    threads: int | None = None  # CPU threads; None leaves torch's own choice
+
+    log_every: int = 10
+    eval_every: int = 250  # the first and the last step are always evaluated
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+
+    def __post_init__(self) -> None:
+        _freeze_lists(self)
+        _check_types(self)
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        for name in ("n_steps", "batch_size", "log_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("seed", "min_lr", "warmup_steps", "weight_decay", "grad_clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)} must be a number from 0")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"lr={self.lr} must be greater than 0")
+        if self.min_lr > self.lr and self.schedule == "cosine":
+            raise ConfigError(f"min_lr={self.min_lr} is greater than lr={self.lr}; the cosine falls from lr to min_lr")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas={self.betas} must be two numbers from 0 to below 1")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads={self.threads} must be at least 1; leave it out for torch's own choice")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens predicted in one update."""
+        return self.batch_size * self.model.n_ctx
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name, ready for JSON: tuples become lists."""
+        return _lists(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """The config with these fields, as in a recipe file. Raises ConfigError for an unknown one, naming the nearest."""
+        refuse_unknown_fields(cls, values)
+        values = dict(values)
+        if isinstance(values.get("model"), Mapping):
+            values["model"] = GPT2Config.from_dict(dict(values["model"]))
+        if isinstance(values.get("checkpoints"), Mapping):
+            refuse_unknown_fields(Checkpoints, values["checkpoints"])
+            values["checkpoints"] = Checkpoints(**values["checkpoints"])
+        return cls(**values)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recipes: configs as small TOML files.
+
+RECIPES: dict[str, str] = {
+    "demo-text": "a character model of CPython's documentation, 2 to 3 minutes on one core",
+    "demo-induction": "in-context Markov chains, on which induction heads form, 2 to 3 minutes on one core",
+    "demo-induction-ordinary-positions": "control: the same with GPT-2's own initial positions",
+    "demo-induction-one-layer": "control: the same with one layer, too few for an induction head",
+    "tiny-shakespeare-cpu": "nanoGPT's Shakespeare recipe for a laptop without a GPU",
+    "text": "a small character model of any text: the default for your own",
+}
+
+
+def load_recipe(name: str) -> TrainConfig:
+    """The recipe called `name` (RECIPES lists them), or the one in a TOML file at that path.
+
+    Raises ConfigError if there is none, if it is not TOML, or if it describes no run.
+    """
+    if name in RECIPES:
+        text = (files("interp_gpt2.training") / "recipes" / f"{name}.toml").read_text("utf-8")
+    elif name.endswith(".toml") and Path(name).is_file():
+        text = Path(name).read_text("utf-8")
+    else:
+        nearest = get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(RECIPES)}, or the path of a .toml file"
+        raise ConfigError(f"there is no recipe {name!r}; {hint}")
+    try:
+        return TrainConfig.from_dict(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name} is not valid TOML: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _check_types(config: object) -> None:
+    """Raises ConfigError for a field whose value is of another kind than its annotation: a TOML file may hold anything."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if get_origin(f.type) is Literal:
+            if value not in get_args(f.type):
+                raise ConfigError(f"{f.name}={value!r} is not one of {', '.join(get_args(f.type))}")
+        elif not _fits(value, f.type):
+            raise ConfigError(f"{f.name}={value!r} is not of type {getattr(f.type, '__name__', f.type)}")
+
+
+def _fits(value: object, annotation: Any) -> bool:
+    if isinstance(value, bool):
+        return annotation is bool  # Python counts True as an int
+    if annotation is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, tuple if get_origin(annotation) is tuple else annotation)
+
+
+def _freeze_lists(config: object) -> None:
+    """TOML and JSON have lists where a frozen dataclass has tuples."""
+    for f in fields(config):
+        if isinstance(getattr(config, f.name), list):
+            object.__setattr__(config, f.name, tuple(getattr(config, f.name)))
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _lists(item) for name, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

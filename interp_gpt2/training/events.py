@@ -1,0 +1,59 @@
+"""What training says while it runs. It prints nothing: whoever started it gets these, also from another process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Started:
+    """Training goes on from `step` of `n_steps`; a step is one update of the weights."""
+
+    step: int
+    n_steps: int
+    n_params: int
+    tokens_per_step: int
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A row of metrics.jsonl, just written."""
+
+    row: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.row["step"]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint is on disk; `resumable` ones hold the optimizer's state too."""
+
+    step: int
+    path: Path
+    resumable: bool
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know, in one line."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last step is done, its checkpoint on disk. `seconds` are those of this call."""
+
+    step: int
+    seconds: float
+
+
+Event = Started | Logged | Saved | Notice | Finished
+Progress = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """Progress for nobody."""

@@ -1,0 +1,78 @@
+"""run.json: everything needed to train a run again, and what a resumed one must share with it."""
+
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from interp_gpt2.data.source import Source
+from interp_gpt2.errors import RunError
+from interp_gpt2.training.config import TrainConfig
+from interp_gpt2.training.machine import Machine
+
+# What may differ when a run goes on. The device and the threads are in the fingerprint: a resumed run says if they changed.
+FREE_ON_RESUME = ("n_steps", "device", "threads")
+VERSIONS_OF_DATA = ("python", "numpy", "notes")  # told with the data, but the same tokens are the same tokens
+
+
+def run_settings(config: TrainConfig, source: Source, machine: Machine, n_params: int) -> dict[str, Any]:
+    """What run.json holds: the resolved config, the data's hashes and counts, versions, device, and the code's commit."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "training": config.to_dict(),
+        "n_params": n_params,
+        "tokenizer": {"kind": source.tokenizer.kind, "d_vocab": source.tokenizer.d_vocab, "sha256": source.tokenizer.sha256},
+        "data": source.fingerprint(),
+        "fingerprint": machine.fingerprint(),
+        "code": git_commit(),
+    }
+
+
+def check_resumable(settings: Mapping[str, Any], config: TrainConfig, source: Source) -> None:
+    """Raises RunError, naming the field, if `config` or its data is not what the run was trained with so far.
+
+    `n_steps` may grow; device and threads may differ.
+    """
+    before, now = settings["training"], config.to_dict()
+    if now["n_steps"] < before["n_steps"]:
+        raise RunError(f"the run has n_steps={before['n_steps']}, which may grow on --resume but not shrink to {now['n_steps']}")
+    for name, was, is_ in _differences(before, now):
+        if name not in FREE_ON_RESUME:
+            raise RunError(f"the run was trained with {name}={was!r}, which --resume cannot change to {is_!r}; choose another name for a new run")
+    for name, was, is_ in _differences(settings["data"], source.fingerprint()):
+        if name not in VERSIONS_OF_DATA:
+            raise RunError(f"the data has changed since the run began: {name} was {was!r} and is {is_!r}")
+
+
+def fingerprint_changes(settings: Mapping[str, Any], machine: Machine) -> list[str]:
+    """What differs from the machine the run began on, as "threads: 1, now 2"."""
+    differences = _differences(settings["fingerprint"], machine.fingerprint())
+    return [f"{name}: {was}, now {is_}" for name, was, is_ in differences]
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Fields, dotted, that differ between two nested objects, with both values."""
+    found = []
+    for name in {**before, **now}:
+        was, is_ = before.get(name), now.get(name)
+        if isinstance(was, Mapping) and isinstance(is_, Mapping):
+            found += _differences(was, is_, f"{prefix}{name}.")
+        elif was != is_:
+            found.append((prefix + name, was, is_))
+    return found
+
+
+def git_commit() -> dict[str, Any] | None:
+    """The commit of this code and whether its files differ from it; None where it does not lie in a git working tree."""
+    package = Path(__file__).parents[1]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # an environment may lie in somebody else's working tree
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.SubprocessError):
+        return None

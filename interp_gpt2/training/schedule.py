@@ -1,0 +1,46 @@
+"""What changes with the step: the learning rate, and when a checkpoint is kept."""
+
+import math
+from collections.abc import Iterable
+from itertools import count
+
+from interp_gpt2.training.config import Checkpoints, TrainConfig
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of update `step`, counted from 0.
+
+    It rises in equal steps to `lr` over the first `warmup_steps` updates. Then "constant" stays there, and "cosine"
+    falls along half a cosine from `lr` to `min_lr`, which the last update would be followed by.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = min(1.0, (step - config.warmup_steps) / max(1, config.n_steps - config.warmup_steps))
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def checkpoint_steps(checkpoints: Checkpoints, n_steps: int) -> frozenset[int]:
+    """The steps from 0 to `n_steps` whose weights are kept: log-spaced, every so many and explicit ones, and both ends.
+
+    Step s is the model after s updates, so step 0 is the model at initialisation.
+    """
+    steps = {0, n_steps, *checkpoints.at}
+    if checkpoints.per_doubling:
+        steps |= log_spaced(checkpoints.per_doubling, n_steps)
+    if checkpoints.every:
+        steps.update(range(0, n_steps + 1, checkpoints.every))
+    return frozenset(step for step in steps if step <= n_steps)
+
+
+def log_spaced(per_doubling: int, n_steps: int) -> set[int]:
+    """0 and 2^(i / per_doubling), rounded, up to `n_steps`: 0, 1, 2, 4, 8, ... for one checkpoint per doubling."""
+    return {0, *_up_to(n_steps, (round(2 ** (i / per_doubling)) for i in count()))}
+
+
+def _up_to(last: int, steps: Iterable[int]) -> Iterable[int]:
+    for step in steps:
+        if step > last:
+            return
+        yield step
