@@ -1,6 +1,7 @@
 """Run: a directory of checkpoints, and what was seen on the way.
 
-    run.json                          everything needed to repeat it: settings, seed, data fingerprint, versions
+    run.json                          everything needed to repeat it: "config" (the training config, with its seed),
+                                      "data" (the source's fingerprint), versions and whatever else the trainer notes
     tokenizer.json, tokenizer_config.json
     metrics.jsonl                     one line per logged step
     step-00000000/, step-00000001/, step-00000002/, ...
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.convert.huggingface import model_of_state
-from interp_gpt2.errors import CheckpointError, RunError
+from interp_gpt2.errors import CheckpointError, DataError, RunError
 from interp_gpt2.runs.checkpoint import load_config, load_weights, verify_checkpoint
 from interp_gpt2.runs.manifest import Manifest, read_manifest, step_name, step_of_name
 from interp_gpt2.runs.metrics import read_metrics
 from interp_gpt2.runs.strict_json import parse
 
 if TYPE_CHECKING:
+    from interp_gpt2.data.source import Source
     from interp_gpt2.model import GPT2
     from interp_gpt2.tokenizers import Tokenizer
 
@@ -70,7 +72,7 @@ class Run:
     @property
     def seed(self) -> int:
         """The seed that the weights, the batches and everything else drawn came from."""
-        return self._setting("seed")
+        return self._trained_with("seed")
 
     @property
     def steps(self) -> list[int]:
@@ -107,6 +109,20 @@ class Run:
         from interp_gpt2.tokenizers import load_tokenizer
 
         return load_tokenizer(self.path)
+
+    def source(self) -> "Source":
+        """The data it was trained on, checked by hash. Raises DataError if it is not the same any more."""
+        from interp_gpt2.data.source import load_source
+
+        source = load_source(self._trained_with("data"), self._trained_with("tokenizer"))
+        recorded, found = self.settings.get("data"), source.fingerprint()
+        for name, value in recorded.items() if isinstance(recorded, dict) else ():
+            if name.endswith("sha256") and found.get(name) != value:
+                raise DataError(
+                    f"{source.name} is not what {self.name} was trained on: {name} is {str(found.get(name))[:12]}..., was "
+                    f"{str(value)[:12]}... (CPython's documentation differs by version: it was {recorded.get('python')})"
+                )
+        return source
 
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl, as written."""
@@ -145,11 +161,11 @@ class Run:
     def _manifest(self, step: int) -> Manifest:
         return read_manifest(self.checkpoint(step))
 
-    def _setting(self, name: str) -> Any:
-        settings = self.settings
-        if name not in settings:
-            raise RunError(f"{self.path / SETTINGS} does not say {name!r}; it has {', '.join(settings)}")
-        return settings[name]
+    def _trained_with(self, field: str) -> Any:
+        config = self.settings.get("config")
+        if not isinstance(config, dict) or field not in config:
+            raise RunError(f'{self.path / SETTINGS} has no {field!r} under "config"')
+        return config[field]
 
 
 def _not_a_run(path: Path) -> str:

@@ -28,6 +28,7 @@ _MADE_FROM_A_RUN = ("report.html", "report.json", "sweeps")
 def create_run(path: Path | str, settings: Mapping[str, Any], tokenizer: Saveable | None = None, overwrite: bool = False) -> Run:
     """A new run at `path`: its settings as run.json, its tokenizer, no checkpoints.
 
+    `settings` has the training config's fields under "config" and the source's fingerprint under "data"; see run.py.
     Appears whole or not at all. Refuses a directory that exists and is not empty, unless `overwrite` and it is a run
     that nobody is writing; then what a run consists of is deleted and anything else in it is left alone.
     Raises RunError, CheckpointWriteError.
