@@ -91,7 +91,7 @@ def change_figure(change: PhaseChange) -> Markup:
     last = max(change.steps)
     grid = [last * i / 240 for i in range(241)]
     scale = change.width / (2 * math.log(9))
-    fit = [change.base + change.rise / (1 + math.exp(min(-(x - change.step) / scale, 700))) for x in grid]
+    fit = [change.low + (change.high - change.low) / (1 + math.exp(min(-(x - change.step) / scale, 700))) for x in grid]
     lines = [
         Line("fit", grid, fit, "c4", name="logistic fit"),
         Line("measured", change.steps, change.values, "c1 points", dots=True),
@@ -112,10 +112,10 @@ def position_figure(section: LossByPosition, report: Report) -> Markup:
     """Loss at each position, one line a step from dark to bright, references dashed."""
     n = len(section.steps)
     lines = [
-        Line(f"step {count(step)}", range(len(loss)), loss, f"s{_shade(i, n)}")
+        Line(f"step {count(step)}", section.positions, loss, f"s{_shade(i, n)}")
         for i, (step, loss) in enumerate(zip(section.steps, section.loss, strict=True))
     ]
-    lines += [Line(r.name, range(len(r.loss)), r.loss, "rule dashed") for r in section.references]
+    lines += [Line(r.name, section.positions, r.loss, "rule dashed") for r in section.references]
     chart = Chart("Loss by position", "position", f"nats per {report.data.unit}", lines, x_scale=LINEAR, size=(860, 320))
     return responsive(chart, replace(chart, size=(420, 300)))
 
@@ -124,7 +124,7 @@ def position_table(section: LossByPosition) -> Table:
     """Rows are positions, columns steps and references."""
     columns = [*(f"step {count(step)}" for step in section.steps), *(r.name for r in section.references)]
     series = [*section.loss, *(r.loss for r in section.references)]
-    rows = [[str(position), *map(_cell, values)] for position, values in enumerate(zip(*series, strict=True))]
+    rows = [[str(position), *map(_cell, values)] for position, *values in zip(section.positions, *series, strict=True)]
     return Table("loss-by-position", ["position", *columns], rows)
 
 

@@ -47,17 +47,20 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class PhaseChange:
-    """A logistic rise of the strongest head's induction score less a uniform head's, in step.
+    """A logistic rise, in step, of the strongest head's induction score less the uniform head's.
 
-    score(step) = base + rise / (1 + exp(-(step - step_0) / scale)); `step` is its midpoint step_0, `width` its 10-90 %
-    time, 2 ln(9) scale. `bic_margin` is the BIC by which it beats the better of a line and a power law; `steps` and
-    `values` are what was fitted.
+    score(step) = low + (high - low) / (1 + exp(-(step - midpoint) / scale)): `step` is the midpoint, `width` the steps
+    from 10 to 90 %, 2 ln(9) scale, neither known more finely than `resolution`, the distance between the checkpoints
+    around it. `rise` is the fitted curve's, first checkpoint to last; `bic_margin` the BIC by which it beats the better of a
+    line and a power law; `steps` and `values` are what was fitted. `analysis.development.growth` finds it.
     """
 
     step: float
     width: float
-    base: float
     rise: float
+    low: float
+    high: float
+    resolution: float
     bic_margin: float
     steps: list[int]
     values: list[float]
@@ -107,7 +110,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class PositionReference:
-    """A reference's loss at each position."""
+    """A reference's loss at each of the same positions."""
 
     name: str
     loss: list[float | None]
@@ -115,11 +118,12 @@ class PositionReference:
 
 @dataclass(frozen=True)
 class LossByPosition:
-    """Mean validation loss of predicting the token after each position; `loss` is (step, position)."""
+    """Mean validation loss of predicting the token after each of `positions`; `loss` is (step, position)."""
 
     command: str
     measured_on: str
     steps: list[int]
+    positions: list[int]
     loss: list[list[float | None]]
     references: list[PositionReference] = field(default_factory=list)
 
@@ -252,7 +256,8 @@ class Samples:
 class Report:
     """All of report.json.
 
-    `phase_change` is None when none was found, and `phase_change_note` then says why not (else it may be empty).
+    `phase_change` is None when none was found, and `phase_change_note` then says why not, as the end of the sentence
+    "No phase change found: ..." (else it may be empty).
     `heads` maps a score's name to the head that has most of it; `omitted` maps the name of an absent section to the
     reason; `versions` and `hashes` make the footer. `format` names this layout.
     """

@@ -51,7 +51,16 @@ def example_report() -> schema.Report:
             },
         ),
         phase_change=schema.PhaseChange(
-            CHANGE, WIDTH, 0.03, 0.62, 214.3, STEPS, induction.tolist(), "interp-gpt2 heads checkpoints/demo-induction"
+            step=CHANGE,
+            width=WIDTH,
+            rise=0.62,
+            low=0.03,
+            high=0.65,
+            resolution=50,
+            bic_margin=214.3,
+            steps=STEPS,
+            values=induction.tolist(),
+            command="interp-gpt2 heads checkpoints/demo-induction",
         ),
         phase_change_note="",
         heads={
@@ -187,7 +196,7 @@ def _by_position() -> schema.LossByPosition:
     bayes = [1.72 + 1.05 * math.exp(-p / 9) for p in range(64)]
     loss = [[2.77 - (2.77 - b) * min(1, _rise(s, 0.05, 0.95)) for b in bayes] for s in steps]
     references = [schema.PositionReference("exact Bayes bigram", bayes)]
-    return schema.LossByPosition("interp-gpt2 report RUN", "4,096 held-out sequences", steps, loss, references)
+    return schema.LossByPosition("interp-gpt2 report RUN", "4,096 held-out sequences", steps, list(range(64)), loss, references)
 
 
 def _lens(rng: np.random.Generator) -> LensData:
