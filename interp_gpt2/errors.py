@@ -54,5 +54,9 @@ class RunError(InterpGPT2Error):
     """A run directory that is in use, already exists, or lacks what was asked for."""
 
 
+class DivergenceError(InterpGPT2Error):
+    """Training whose loss or gradient is no longer a finite number."""
+
+
 class AnalysisError(InterpGPT2Error):
     """An analysis that has no answer on this input, such as an induction score without a repeated token."""

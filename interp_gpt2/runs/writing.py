@@ -66,6 +66,12 @@ def _overwrite(run: Run, content: bytes, tokenizer: Saveable | None) -> Run:
     return run
 
 
+def rewrite_settings(run: Run, settings: Mapping[str, Any]) -> None:
+    """Put other settings in the place of a run's, when it goes on for longer. For the holder of the lock."""
+    with write_errors_named(run.path, 0), written_atomically(run.path / SETTINGS) as file:
+        file.write(render({**settings, "format": RUN_FORMAT}))
+
+
 @contextmanager
 def run_lock(path: Path | str) -> Iterator[None]:
     """The only writer of a run while the block lasts; what killed writers left behind is swept first.

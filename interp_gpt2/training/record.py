@@ -20,8 +20,7 @@ def run_settings(config: TrainConfig, source: Source, machine: Machine, n_params
     """What run.json holds: the resolved config, the data's hashes and counts, versions, device, and the code's commit."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": config.seed,
-        "training": config.to_dict(),
+        "config": config.to_dict(),
         "n_params": n_params,
         "tokenizer": {"kind": source.tokenizer.kind, "d_vocab": source.tokenizer.d_vocab, "sha256": source.tokenizer.sha256},
         "data": source.fingerprint(),
@@ -35,30 +34,24 @@ def check_resumable(settings: Mapping[str, Any], config: TrainConfig, source: So
 
     `n_steps` may grow; device and threads may differ.
     """
-    before, now = settings["training"], config.to_dict()
+    before, now = settings["config"], config.to_dict()
     if now["n_steps"] < before["n_steps"]:
         raise RunError(f"the run has n_steps={before['n_steps']}, which may grow on --resume but not shrink to {now['n_steps']}")
-    for name, was, is_ in _differences(before, now):
+    for name, was, is_ in differences(before, now):
         if name not in FREE_ON_RESUME:
             raise RunError(f"the run was trained with {name}={was!r}, which --resume cannot change to {is_!r}; choose another name for a new run")
-    for name, was, is_ in _differences(settings["data"], source.fingerprint()):
+    for name, was, is_ in differences(settings["data"], source.fingerprint()):
         if name not in VERSIONS_OF_DATA:
             raise RunError(f"the data has changed since the run began: {name} was {was!r} and is {is_!r}")
 
 
-def fingerprint_changes(settings: Mapping[str, Any], machine: Machine) -> list[str]:
-    """What differs from the machine the run began on, as "threads: 1, now 2"."""
-    differences = _differences(settings["fingerprint"], machine.fingerprint())
-    return [f"{name}: {was}, now {is_}" for name, was, is_ in differences]
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """Fields, dotted, that differ between two nested objects, with both values."""
     found = []
     for name in {**before, **now}:
         was, is_ = before.get(name), now.get(name)
         if isinstance(was, Mapping) and isinstance(is_, Mapping):
-            found += _differences(was, is_, f"{prefix}{name}.")
+            found += differences(was, is_, f"{prefix}{name}.")
         elif was != is_:
             found.append((prefix + name, was, is_))
     return found

@@ -1,0 +1,220 @@
+"""The training loop: one update after another, each a pure function of the config and the step.
+
+At the boundary after step s the weights have been updated s times. There a row of metrics is written if one is due, then a
+checkpoint if one is due; whatever interrupts training, the directory is always that of the last boundary with a checkpoint.
+"""
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from interp_gpt2.data.batches import rng_at
+from interp_gpt2.data.source import Source, load_source
+from interp_gpt2.errors import DivergenceError, RunError
+from interp_gpt2.model import GPT2
+from interp_gpt2.runs.checkpoint import ResumeState, load_resume, load_weights, save_checkpoint
+from interp_gpt2.runs.metrics import append_metrics
+from interp_gpt2.runs.run import Run
+from interp_gpt2.runs.writing import create_run, keep_resumable, rewind, rewrite_settings, run_lock
+from interp_gpt2.training.config import TrainConfig
+from interp_gpt2.training.events import Finished, Logged, Notice, Progress, Saved, Started, silent
+from interp_gpt2.training.machine import Machine, cpu_threads, keep_freed_memory
+from interp_gpt2.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from interp_gpt2.training.record import check_resumable, differences, run_settings
+from interp_gpt2.training.schedule import checkpoint_steps, learning_rate
+from interp_gpt2.training.signals import Interrupted, StopRequest, stop_requests
+from interp_gpt2.training.validation import validation_loss
+
+DROPOUT = 2  # its stream of random numbers, beside those of batches (data.batches)
+
+
+def train(
+    config: TrainConfig, run_dir: Path | str, resume: bool = False, overwrite: bool = False, progress: Progress = silent
+) -> Run:
+    """Train as `config` says into the run directory `run_dir`, and return the finished run.
+
+    A new run refuses a directory that exists, unless `overwrite`. With `resume` it goes on from the newest checkpoint that
+    is whole and can be resumed from, bit for bit as if it had never stopped as long as versions, device and threads are the
+    same (a Notice says when they are not); the config must be the same too, only `n_steps` may grow.
+
+    Ctrl-C or SIGTERM finishes the step, writes a checkpoint to resume from and raises Interrupted. Raises RunError for a
+    directory that cannot be used, DivergenceError when a loss or gradient is not finite, ConfigError, DataError.
+    """
+    if resume and overwrite:
+        raise RunError("resume and overwrite exclude each other: one continues the run, the other deletes it")
+    with stop_requests() as stop:
+        source = load_source(config.data, config.tokenizer)
+        config = _resolved(config, source)
+        machine = Machine.for_config(config)
+        keep_freed_memory()
+        gpus = [machine.device] if machine.device.type == "cuda" else []
+        with cpu_threads(machine.threads), torch.random.fork_rng(gpus):  # dropout must not disturb the caller's generators
+            model = GPT2(config.model, seed=config.seed)
+            settings = run_settings(config, source, machine, config.model.n_params)
+            run = Run(run_dir) if resume else create_run(run_dir, settings, source.tokenizer, overwrite)
+            with run_lock(run.path):
+                trainer = Trainer(run, config, source, machine, model, stop, progress)
+                trainer.train_from(trainer.restore() if resume else 0)
+    return run
+
+
+def _resolved(config: TrainConfig, source: Source) -> TrainConfig:
+    """The config with its model sized to the tokenizer, and the path of a text in full, so that it is found again."""
+    path = Path(config.data).expanduser()
+    data = config.data if source.name == config.data else str(path.resolve())
+    return replace(config, data=data, model=replace(config.model, d_vocab=source.tokenizer.d_vocab))
+
+
+class Trainer:
+    """A model on its way through the steps of one run."""
+
+    def __init__(
+        self, run: Run, config: TrainConfig, source: Source, machine: Machine, model: GPT2, stop: StopRequest, progress: Progress
+    ) -> None:
+        self.run, self.config, self.source, self.machine = run, config, source, machine
+        self.stop, self.progress = stop, progress
+        self.model = model.to(machine.device)
+        if config.compile:
+            model.compile()  # in place, so that no name in a checkpoint changes
+        self.optimizer = make_optimizer(model, config)
+        self.scheduled = checkpoint_steps(config.checkpoints, config.n_steps)
+        self.pending: list[tuple[int, Tensor]] = []  # (step, loss and gradient norm) not looked at yet
+        self.clock = time.perf_counter()  # when the tokens began that the next row gives a speed for
+        self.clocked_step = 0
+
+    def train_from(self, step: int) -> None:
+        """Every step from `step` to the last."""
+        config, began = self.config, time.perf_counter()
+        self.progress(Started(step, config.n_steps, config.model.n_params, config.tokens_per_step))
+        self.model.train()
+        self.clock, self.clocked_step = time.perf_counter(), step
+        if step == 0:
+            self.boundary(0)
+        while step < config.n_steps:
+            self.pending.append((step + 1, self.update(step)))
+            step += 1
+            self.boundary(step)
+        self.model.eval()
+        self.progress(Finished(step, time.perf_counter() - began))
+
+    def update(self, step: int) -> Tensor:
+        """One update of the weights. Returns the loss before it, in nats per token, and the norm of its gradient: (2,)."""
+        config = self.config
+        tokens = self.source.batch(step, config.batch_size, config.model.n_ctx, config.seed)
+        tokens = tokens.to(self.machine.device, non_blocking=True)  # (batch, n_ctx + 1)
+        if config.model.dropout:
+            # Like the batch, a function of (seed, step) alone: there is no generator whose state a checkpoint would need.
+            torch.manual_seed(int(rng_at(config.seed, step, DROPOUT).integers(2**63)))
+        with self.machine.computing():
+            logits = self.model(tokens[:, :-1])
+        loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if config.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.grad_clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        self.optimizer.step()
+        return torch.stack((loss.detach(), norm))
+
+    # Between steps -----------------------------------------------------------------------------------------------------
+
+    def boundary(self, step: int) -> None:
+        """What is due after `step` updates: a row of metrics, a checkpoint, and stopping if that was asked for."""
+        config, last = self.config, step == self.config.n_steps
+        evaluate = last or step % config.eval_every == 0
+        if evaluate or step % config.log_every == 0 or step in self.scheduled:
+            self.log(step, evaluate)
+        stopping = self.stop.signum is not None
+        resumable = last or stopping or step % config.checkpoints.resume_every == 0
+        if resumable or step in self.scheduled:
+            self.save(step, resumable)
+        if stopping:
+            self.model.eval()
+            raise Interrupted(step, self.run.checkpoint(step), self.stop.signum)
+
+    def log(self, step: int, evaluate: bool) -> None:
+        """Write a row of metrics: the batch of update `step` before it was made, and the model after it."""
+        row = {"step": step, "tokens": step * self.config.tokens_per_step}
+        if step > 0:
+            loss, grad_norm = self.checked()
+            row |= {"loss": loss, "lr": learning_rate(self.config, step - 1), "grad_norm": grad_norm}
+        seconds = time.perf_counter() - self.clock
+        if step > self.clocked_step:
+            row["tokens_per_s"] = round((step - self.clocked_step) * self.config.tokens_per_step / seconds, 1)
+        if evaluate:
+            row["val_loss"] = validation_loss(self.model, self.source)
+        append_metrics(self.run.path, row)
+        self.progress(Logged(row))
+        self.clock, self.clocked_step = time.perf_counter(), step
+
+    def checked(self) -> tuple[float, float]:
+        """Loss and gradient norm of the last update. Raises DivergenceError if any since the last look was not finite.
+
+        Looking waits for a GPU to finish, so it is done where a row or a checkpoint is written, not at every step.
+        """
+        values = torch.stack([pair for _, pair in self.pending]).tolist()
+        for (step, _), (loss, grad_norm) in zip(self.pending, values, strict=True):
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                append_metrics(self.run.path, {"step": step, "loss": loss, "grad_norm": grad_norm})
+                raise DivergenceError(
+                    f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}; the checkpoint of step "
+                    f"{self.run.steps[-1]} is the last good one; try a lower lr than {self.config.lr} or a longer warmup_steps"
+                )
+        self.pending = self.pending[-1:]
+        return tuple(values[-1])
+
+    # On disk -----------------------------------------------------------------------------------------------------------
+
+    def save(self, step: int, resumable: bool) -> None:
+        """Write the checkpoint of `step`; of those that can be resumed from, the newest two stay so."""
+        began = time.perf_counter()
+        if step > 0:
+            self.checked()
+        tokens = step * self.config.tokens_per_step
+        state = None
+        if resumable:
+            trainer = {"step": step, "tokens": tokens, "fingerprint": self.machine.fingerprint()}
+            state = ResumeState(optimizer_tensors(self.model, self.optimizer), trainer)
+        path = save_checkpoint(
+            self.run.path, step, self.model.state_dict(), self.config.model, tokens, self.source.tokenizer, state
+        )
+        if resumable:
+            keep_resumable(self.run, anchors=())
+        self.progress(Saved(step, path, resumable))
+        self.clock += time.perf_counter() - began  # the speed of training is told without what it costs to save
+
+    def restore(self) -> int:
+        """Go back to the newest checkpoint that is whole and resumable; what came after it is deleted. Returns its step."""
+        run, settings = self.run, self.run.settings
+        check_resumable(settings, self.config, self.source)
+        if not run.steps:
+            return 0  # stopped before the first checkpoint
+        found = run.newest_verified_step(resumable=True)
+        for step, reason in found.skipped:
+            self.progress(Notice(f"step {step} cannot be resumed from: {reason}"))
+        _, weights = load_weights(run.checkpoint(found.step))
+        state = load_resume(run.checkpoint(found.step))
+        self.model.load_state_dict(weights)
+        restore_optimizer(self.model, self.optimizer, state.tensors)
+        self.say_what_changed(state.trainer["fingerprint"], settings["config"]["n_steps"])
+        rewound = rewind(run, found.step)
+        if rewound.removed:
+            self.progress(Notice(f"resuming at step {found.step}; {len(rewound.removed)} later checkpoints are made again"))
+        rewrite_settings(run, {**settings, "config": self.config.to_dict()})
+        return found.step
+
+    def say_what_changed(self, fingerprint: dict[str, Any], n_steps: int) -> None:
+        """Notices for what makes this run another than the one that would have gone on uninterrupted."""
+        if changes := differences(fingerprint, self.machine.fingerprint()):
+            listed = ", ".join(f"{name} {was!r}, now {is_!r}" for name, was, is_ in changes)
+            self.progress(Notice(f"not bit for bit what the uninterrupted run would be: {listed}"))
+        if n_steps != self.config.n_steps and self.config.schedule == "cosine":
+            self.progress(Notice(f"n_steps was {n_steps}: the learning rate goes on along the cosine of {self.config.n_steps} steps"))
