@@ -7,7 +7,6 @@ inside attention), head, d_model, d_head, d_mlp, d_vocab.
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -341,17 +340,17 @@ class GPT2(nn.Module):
     W_in, b_in, W_out, b_out = weight("W_in"), weight("b_in"), weight("W_out"), weight("b_out")  # (layer, ...)
 
     @classmethod
-    def from_pretrained(cls, name_or_directory: Path | str, revision: str | None = None) -> "GPT2":
+    def from_pretrained(cls, name_or_directory: str, revision: str | None = None) -> "GPT2":
         """A model from a checkpoint directory, a Hugging Face GPT-2 directory, or a Hub name. See runs.pretrained."""
         from interp_gpt2.runs.pretrained import load_pretrained
 
         return load_pretrained(name_or_directory, revision)
 
-    def save(self, directory: Path | str) -> Path:
-        """Write the model to a new directory that transformers loads too. See runs.checkpoint.save_weights."""
+    def save(self, directory: str) -> None:
+        """Write the model to a new directory, which transformers can load too. See runs.checkpoint.save_weights."""
         from interp_gpt2.runs.checkpoint import save_weights
 
-        return save_weights(directory, self.state_dict(), self.config)
+        save_weights(directory, self.state_dict(), self.config)
 
     def generate(self, tokens: Tensor, max_new_tokens: int, **sampling: float | int | None) -> Tensor:
         """`tokens` with up to `max_new_tokens` more. See generation.generate for temperature, top_k, top_p and seed."""

@@ -17,7 +17,7 @@ ROOMS = [
 
 # Conveniences that face upward: one line each, importing inside the method. (file, what it imports)
 UPWARD: set[tuple[str, str]] = {
-    ("model.py", "convert"),
+    ("model.py", "runs"),
     ("model.py", "generation"),
     ("model.py", "weights"),
 }

@@ -63,7 +63,8 @@ def test_an_old_directory_with_pytorch_model_bin(tmp_path: Path, model: GPT2) ->
 
 
 def test_our_own_directories_are_verified(tmp_path: Path, model: GPT2) -> None:
-    saved = model.save(tmp_path / "model")
+    saved = tmp_path / "model"
+    model.save(saved)
     step_dir = save_checkpoint(tmp_path, 5, model.state_dict(), model.config, 0)
     for directory in (saved, step_dir):
         assert equal_models(load_pretrained(directory), model)
