@@ -134,6 +134,11 @@ def to_hooked_transformer(model: GPT2) -> "HookedTransformer":
     return hooked.eval()
 
 
+def hooked_config(model: GPT2) -> dict[str, Any]:
+    """What to pass to HookedTransformerConfig beside `hooked_state_dict`, ready for JSON; device and dtype are the loader's."""
+    return {name: value for name, value in _hooked_fields(model).items() if name not in ("dtype", "device")}
+
+
 def _hooked_fields(model: GPT2) -> dict[str, Any]:
     return {name: getattr(model.config, name) for name in _SHARED} | {
         "act_fn": model.config.act_fn,
