@@ -1,0 +1,43 @@
+"""At which layer is the next token settled, and does that change with training?
+
+    python analyses/logit_lens.py checkpoints/demo-text
+
+The logit lens at every layer and checkpoint, averaged over held-out sequences: the loss of the model stopped at that layer.
+"""
+
+import argparse
+from pathlib import Path
+
+from interp_gpt2 import Run, sweep
+from interp_gpt2.analysis.logit_lens import LensByLayer
+from interp_gpt2.sweeps import save_rows
+from interp_gpt2.views import figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--out", type=Path, help="default: RUN/analyses")
+    args = parser.parse_args()
+    out = args.out or args.run / "analyses"
+    out.mkdir(parents=True, exist_ok=True)
+
+    run = Run(args.run)
+    sequences = next(run.source().validation(run.config.n_ctx, args.sequences))
+    table = sweep(run, LensByLayer(sequences[:, :-1]))
+
+    rows = table[table["metric"] == "lens_loss"]
+    loss = rows.pivot(index="label", columns="step", values="value").loc[list(dict.fromkeys(rows["label"]))]
+    knows_nothing = float(table.loc[table["metric"] == "lens_loss_uniform", "value"].iloc[0])
+    figure = figures.head_scores(
+        list(loss.columns), loss.to_numpy(), list(loss.index), knows_nothing, "Logit-lens loss by layer", "nats per token"
+    )
+    paths = [save_rows(table, out / "logit_lens.json"), *figures.save(figure, out / "logit_lens_loss.pdf")]
+    for label, value in loss.iloc[:, -1].items():
+        print(f"{label}: {value:.3f} nats per token at step {loss.columns[-1]}")
+    print("wrote", *paths)
+
+
+if __name__ == "__main__":
+    main()
