@@ -53,7 +53,17 @@ def nothing_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def silent_server():
+def loopback() -> None:
+    """Without even a local network, what a server would answer cannot be tried."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        try:
+            socket.create_connection(server.getsockname(), timeout=1).close()
+        except OSError as error:
+            pytest.skip(f"needs a loopback network ({error})")
+
+
+@pytest.fixture
+def silent_server(loopback):
     """A server that accepts connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/vocab.bpe"
@@ -109,6 +119,7 @@ def test_whitespace_raw_bytes_and_invisible_characters_are_made_visible():
     assert visible(b" the\n\t") == "·the↵→"
     assert visible(b"\xe2\x80") == "⟨e2 80⟩"
     assert visible("a\u200b\u202eb".encode()) == "a⟨U+200B⟩⟨U+202E⟩b"
+    assert visible("\u3164\u00ad".encode()) == "⟨U+3164⟩⟨U+00AD⟩"  # a letter by its category, and nothing to see
     assert visible("·".encode()) == "⟨U+00B7⟩"  # a dot that is really in the text is not mistaken for a space
     assert visible("⟨e2⟩".encode()) != visible(b"\xe2")
 
@@ -189,6 +200,13 @@ def test_transformers_too_refuses_a_character_the_tokenizer_does_not_know(tmp_pa
     CharTokenizer("ab").save(tmp_path)
     with pytest.raises(Exception, match="vocabulary"):
         AutoTokenizer.from_pretrained(tmp_path).encode("abc")
+
+
+def test_a_saved_tokenizer_says_what_other_versions_of_transformers_would_guess_wrong(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["clean_up_tokenization_spaces"] is False
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 def test_a_saved_tokenizer_is_read_back_the_same(tokenizer, tmp_path):
@@ -273,14 +291,14 @@ def test_a_damaged_copy_is_named_left_alone_and_not_used(nothing_on_disk, silent
     assert copy.read_text() == "#version: 0.2\nh e\n"
 
 
-def test_a_download_that_is_slow_but_alive_is_given_its_time():
+def test_a_download_that_is_slow_but_alive_is_given_its_time(loopback):
     body = bytes(range(256)) * 4
     start = time.perf_counter()
     assert vocab_bpe.download(served(body, piece=256, pause=0.15), answer_within=0.3) == body
     assert time.perf_counter() - start > 0.5
 
 
-def test_a_download_is_verified_and_kept(shared_data, nothing_on_disk, monkeypatch):
+def test_a_download_is_verified_and_kept(loopback, shared_data, nothing_on_disk, monkeypatch):
     content = (shared_data / "tiktoken_cache" / vocab_bpe.NAMES[0]).read_bytes()
     monkeypatch.setattr(vocab_bpe, "URL", served(content, piece=1 << 16, pause=0.0))
     assert tokenizer_named("gpt2").encode("Hello world") == [15496, 995]
@@ -288,7 +306,7 @@ def test_a_download_is_verified_and_kept(shared_data, nothing_on_disk, monkeypat
     assert tokenizer_named("gpt2").encode("Hello world") == [15496, 995]  # the server answers only once
 
 
-def test_something_else_at_the_address_is_refused(nothing_on_disk, monkeypatch):
+def test_something_else_at_the_address_is_refused(loopback, nothing_on_disk, monkeypatch):
     monkeypatch.setattr(vocab_bpe, "URL", served(b"<html>sign in to this network</html>", piece=100, pause=0.0))
     with pytest.raises(TokenizerError, match="answered with something else"):
         tokenizer_named("gpt2")

@@ -64,7 +64,9 @@ class Source(Protocol):
         """The positions whose predictions `references` averages; a model is compared with them on the same ones."""
         ...
 
-    def references(self, n_ctx: int) -> list[Reference]: ...
+    def references(self, n_ctx: int) -> list[Reference]:
+        """Losses of simple or best possible predictors on the validation split, at `scored_positions`."""
+        ...
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the data, ready for JSON: hashes, counts, and the versions they depend on."""

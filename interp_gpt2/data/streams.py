@@ -48,7 +48,10 @@ class TokenStream:
         tokenizer: Tokenizer,
         about: dict[str, Any],
     ) -> "TokenStream":
-        """Writes the stream and opens it. Raises DataError if there are no tokens, or some that the tokenizer lacks."""
+        """Writes the stream and opens it.
+
+        Raises DataError if there are no tokens, some that the tokenizer lacks, or no place to write them.
+        """
         if not len(tokens) or int(tokens.max()) >= tokenizer.d_vocab or int(tokens.min()) < 0:
             raise DataError(f"{len(tokens)} tokens for {path}: expected one or more, each from 0 to {tokenizer.d_vocab - 1}")
         dtype = "<u2" if tokenizer.d_vocab <= 2**16 else "<u4"
@@ -63,8 +66,13 @@ class TokenStream:
         }
         line = json.dumps(header).encode()
         assert len(line) < HEADER_BYTES - len(MAGIC), "a header says which text this is, it does not hold it"
-        with written_atomically(path) as file:
-            file.write(MAGIC + line.ljust(HEADER_BYTES - len(MAGIC) - 1) + b"\n" + body)
+        try:
+            with written_atomically(path) as file:
+                file.write(MAGIC + line.ljust(HEADER_BYTES - len(MAGIC) - 1) + b"\n" + body)
+        except OSError as error:
+            raise DataError(
+                f"tokens cannot be written to {path.parent} ({error.strerror}); set INTERP_GPT2_CACHE to a folder that can be written"
+            ) from error
         return cls.open(path)
 
     @classmethod

@@ -89,6 +89,12 @@ def test_tokens_the_tokenizer_does_not_have_are_not_written(tmp_path, tokens):
     assert not (tmp_path / "s").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_named_with_what_to_set(tmp_path):
+    (tmp_path / "file").write_text("where the folder should be")
+    with pytest.raises(DataError, match=r"cannot be written to .*file .* INTERP_GPT2_CACHE"):
+        write(tmp_path / "file" / "s", np.arange(3))
+
+
 def test_a_changed_bit_anywhere_in_the_contents_is_refused(stream):
     content = stream.path.read_bytes()
     for position in range(HEADER_BYTES, len(content), 97):
