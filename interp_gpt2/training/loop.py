@@ -138,7 +138,7 @@ class Trainer:
             self.save(step, resumable)
         if stopping:
             self.model.eval()
-            raise Interrupted(step, self.run.checkpoint(step), self.stop.signum)
+            raise Interrupted(self.stop.signum, step, self.run.checkpoint(step))
 
     def log(self, step: int, evaluate: bool) -> None:
         """Write a row of metrics: the batch of update `step` before it was made, and the model after it."""

@@ -2,31 +2,31 @@
 
 import signal
 import threading
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training stopped on request, after step `step`; the checkpoint at `path` resumes it exactly.
+    """Training stopped on request. If it had begun, it did so after `step`, and the checkpoint at `path` resumes it exactly.
 
     A KeyboardInterrupt, so that nothing that handles errors mistakes it for one. `exit_code` is the shell's: 130 for
     Ctrl-C, 143 for SIGTERM.
     """
 
-    def __init__(self, step: int, path: Path | None, signum: int) -> None:
-        super().__init__(step, path, signum)  # as args, so that it survives the way from another process
-        self.step, self.path, self.signum = step, path, signum
+    def __init__(self, signum: int, step: int | None = None, path: Path | None = None) -> None:
+        super().__init__(signum, step, path)  # as args, so that it survives the way from another process
+        self.signum, self.step, self.path = signum, step, path
 
     @property
     def exit_code(self) -> int:
         return 128 + self.signum
 
     def __str__(self) -> str:
-        where = f"; {self.path} can be resumed from" if self.path else ""
-        return f"stopped by {signal.Signals(self.signum).name} at step {self.step}{where}"
+        name = signal.Signals(self.signum).name
+        return f"stopped by {name}" if self.step is None else f"stopped by {name} at step {self.step}, which {self.path} can resume from"
 
 
 @dataclass
