@@ -23,6 +23,8 @@ from interp_gpt2.errors import DataError
 from interp_gpt2.files import user_cache_dir
 from interp_gpt2.tokenizers import CharTokenizer, Tokenizer, tokenizer_named
 
+NAMED_SOURCES = ("python-docs", "tiny-shakespeare", "markov", "repeated-random")  # anything else is a path
+
 
 @dataclass(frozen=True)
 class Reference:

@@ -71,7 +71,7 @@ class TokenStream:
                 file.write(MAGIC + line.ljust(HEADER_BYTES - len(MAGIC) - 1) + b"\n" + body)
         except OSError as error:
             raise DataError(
-                f"tokens cannot be written to {path.parent} ({error.strerror}); set INTERP_GPT2_CACHE to a folder that can be written"
+                f"tokens cannot be written to {path.parent} ({error.strerror}); set INTERP_GPT2_CACHE to one that can be written"
             ) from error
         return cls.open(path)
 

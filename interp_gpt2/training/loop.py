@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interp_gpt2.data.batches import rng_at
-from interp_gpt2.data.source import Source, load_source
+from interp_gpt2.data.source import NAMED_SOURCES, Source, load_source
 from interp_gpt2.errors import DivergenceError, RunError
 from interp_gpt2.model import GPT2
 from interp_gpt2.runs.checkpoint import ResumeState, load_resume, load_weights, save_checkpoint
@@ -67,7 +67,7 @@ def train(
 def _resolved(config: TrainConfig, source: Source) -> TrainConfig:
     """The config with its model sized to the tokenizer, and the path of a text in full, so that it is found again."""
     path = Path(config.data).expanduser()
-    data = config.data if source.name == config.data else str(path.resolve())
+    data = config.data if config.data in NAMED_SOURCES else str(path.resolve())
     return replace(config, data=data, model=replace(config.model, d_vocab=source.tokenizer.d_vocab))
 
 
