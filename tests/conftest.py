@@ -1,8 +1,10 @@
 """Fixtures for every test: one thread, tiny models, fixed seeds."""
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,3 +53,17 @@ def random_gpt2(config: GPT2Config, seed: int = 0) -> GPT2:
 @pytest.fixture
 def make_gpt2() -> Callable[..., GPT2]:
     return random_gpt2
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven by playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
+    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("needs Chromium on the PATH")
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+        chromium = playwright.chromium.launch(executable_path=found, args=flags)
+        yield chromium
+        chromium.close()

@@ -94,7 +94,7 @@ def document(title: str, body: Markup) -> str:
     style = "\n".join(asset(name) for name in STYLES)
     script = "(() => {\n'use strict';\n" + "\n".join(asset(name) for name in SCRIPTS) + "\n})();"
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
-    return Markup(
+    page = Markup(
         "<!DOCTYPE html>\n"
         '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -102,6 +102,7 @@ def document(title: str, body: Markup) -> str:
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
         "<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n<script>{script}</script>\n</body>\n</html>\n"
     ).format(policy=Markup(policy), title=printable(title), style=Markup(style), body=body, script=Markup(script))
+    return str(page)  # a Markup would escape what is replaced in it
 
 
 @dataclass(frozen=True)
