@@ -163,6 +163,18 @@ def test_the_standard_error_is_that_of_independent_sequences(pattern, tokens):
     assert previous_token_score(pattern[:1], tokens[:1]).stderr.isnan().all()
 
 
+def test_sequences_with_more_queries_weigh_more_in_value_and_standard_error(pattern, tokens):
+    tokens = tokens.clone()
+    tokens[:3, 6:] = torch.arange(5, 11)  # three sequences with few repetitions, so few induction queries
+    alone = [induction_score(pattern[i : i + 1], tokens[i : i + 1]) for i in range(6)]
+    n = torch.tensor([score.n for score in alone], dtype=torch.float64)
+    assert n.max() > 2 * n.min()
+    score = induction_score(pattern, tokens)
+    weighted = [(a.n * (a.value - score.value) / n.sum()) ** 2 for a in alone]
+    assert torch.allclose(score.value, sum(a.n * a.value for a in alone) / n.sum(), atol=1e-12)
+    assert torch.allclose(score.stderr, (sum(weighted) * 6 / 5).sqrt(), atol=1e-12)
+
+
 def test_scores_of_a_model_are_those_of_its_patterns_layer_by_layer(model, tokens):
     _, cache = model.run_with_cache(tokens, "*.pattern")
     scores = head_scores(model, tokens, batch_size=4)
