@@ -91,7 +91,7 @@ def _split(activations: Tensor, data: ProbeSet, of: LabelledTokens) -> tuple[np.
     labelled = of.labels != UNLABELLED
     train, test = labelled & ~data.is_test[:, None], labelled & data.is_test[:, None]
     documents = data.documents[:, None].expand_as(test)[test].numpy()
-    activations = activations.cpu()
+    activations = activations.cpu().float()  # numpy has no bfloat16
     return activations[train].numpy(), of.labels[train].numpy(), activations[test].numpy(), of.labels[test].numpy(), documents
 
 
@@ -188,7 +188,7 @@ def best_neurons(
     everywhere = torch.stack([of.labels != UNLABELLED for of in chosen]).all(0)
     positive = torch.stack([of.labels > 0 for of in chosen], -1)
     train, test = everywhere & ~data.is_test[:, None], everywhere & data.is_test[:, None]
-    activations = activations.cpu()
+    activations = activations.cpu().float()  # numpy has no bfloat16
     train_x, train_y, test_x, test_y = (part.numpy() for half in (train, test) for part in (activations[half], positive[half]))
     documents = data.documents[:, None].expand_as(test)[test].numpy()
     draw = np.random.default_rng(0)

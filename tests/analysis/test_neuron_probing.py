@@ -197,6 +197,12 @@ def test_contexts_of_a_neuron_stand_beside_its_mean(model, data):
     assert found.n == int(real.sum())
 
 
+def test_activations_of_half_precision_models_can_be_probed(data, noise):
+    probe = linear_probe(noise.bfloat16(), data, "digit")
+    assert probe.score == linear_probe(noise.bfloat16().float(), data, "digit").score
+    assert best_neurons(noise.bfloat16(), data) == best_neurons(noise.bfloat16().float(), data)
+
+
 def test_what_cannot_be_probed_is_refused(model, data, noise):
     with pytest.raises(AnalysisError, match="no label 'quotes'"):
         linear_probe(noise, data, "quotes")
