@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Int
@@ -10,13 +9,13 @@ from torch import Tensor
 
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.data.batches import HELD_OUT, rng_at
-from interp_gpt2.data.source import Source, load_source
+from interp_gpt2.data.source import Source
 from interp_gpt2.data.synthetic import repeated_tokens
-from interp_gpt2.errors import DataError
 from interp_gpt2.runs.run import Run
 from interp_gpt2.training.config import TrainConfig
 
 PROMPT_CHARACTERS = 48
+HEAD_SEQUENCES = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,20 +30,8 @@ class Sequences:
         return self.tokens[:, :-1]
 
 
-def source_of(run: Run) -> Source:
-    """The data the run was trained on, if this machine has the very same. Raises DataError if it is gone or has changed."""
-    config = training_config(run)
-    if config.data not in ("markov", "repeated-random", "python-docs", "tiny-shakespeare") and not Path(config.data).exists():
-        raise DataError(f"{config.data}, on which {run.name} was trained, is not on this machine")
-    source = load_source(config.data, config.tokenizer)
-    trained_on, found = run.settings["data"], source.fingerprint()
-    for field in ("sha256", "tokenizer_sha256"):
-        if found[field] != trained_on[field]:
-            raise DataError(f"{config.data} is not what {run.name} was trained on: its {field} differs")
-    return source
-
-
 def training_config(run: Run) -> TrainConfig:
+    """The resolved config the run was trained with."""
     return TrainConfig.from_dict(run.settings["config"])
 
 
@@ -57,7 +44,7 @@ def held_out(source: Source, n_ctx: int, n: int | None = None) -> Sequences:
     return Sequences(tokens[chosen], f"{n:,} held-out sequences of {source.name}, evenly spaced")
 
 
-def repeated_random(config: GPT2Config, n: int = 32) -> Sequences:
+def repeated_random(config: GPT2Config, n: int = HEAD_SEQUENCES) -> Sequences:
     """Random tokens said twice: input on which induction can be told in any model, for want of its own data."""
     period = max(1, config.n_ctx // 2)
     tokens = repeated_tokens(rng_at(0, 0, HELD_OUT), n, config.n_ctx + 1, config.d_vocab, period)

@@ -173,12 +173,13 @@ def head_table(score: HeadScore, section: HeadScores) -> Table:
 
 
 def probe_figure(probe: Probe, section: Probes, report: Report) -> Markup:
-    """Accuracy by step, one line a layer from dark to bright; what needs no model as dashed lines."""
+    """Accuracy by step, one line a layer from dark to bright, the interval of the best; what needs no model dashed."""
     n = len(section.layers)
-    lines = [
-        Line(layer, section.steps, [row[i] for row in probe.accuracy], f"s{_shade(i, n)}")
-        for i, layer in enumerate(section.layers)
-    ]
+    best = max(range(n), key=lambda i: probe.accuracy[-1][i] or 0.0)
+    lines = []
+    for i, layer in enumerate(section.layers):
+        low, high = ([row[i] for row in end] if end and i == best else None for end in (probe.low, probe.high))
+        lines.append(Line(layer, section.steps, [row[i] for row in probe.accuracy], f"s{_shade(i, n)}", low, high, dots=True))
     rules = [
         Rule(f"{label} {value:.2f}", value)
         for label, value in (
@@ -192,6 +193,21 @@ def probe_figure(probe: Probe, section: Probes, report: Report) -> Markup:
     title, window = f"Probes for {probe.name}", _window(report.phase_change)
     chart = Chart(title, "step", "accuracy", lines, rules, window, x_scale=step_scale(report), size=(460, 280))
     return tag("figure", {}, draw(chart))
+
+
+def probed_over_time(probe: Probe) -> bool:
+    """Whether there is more than one step to draw a line through."""
+    return sum(any(value is not None for value in row) for row in probe.accuracy) > 1
+
+
+def last_step_table(section: Probes) -> Table:
+    """Probes of one step only: rows are labels, columns what needs no model and then the layers."""
+    rows = []
+    for probe in (probe for probe in section.probes if not probed_over_time(probe)):
+        row = next((row for row in reversed(probe.accuracy) if row[0] is not None), probe.accuracy[-1])
+        beside = (probe.majority, probe.current_token, probe.last_two_tokens, highest_shuffled(probe))
+        rows.append([probe.name, *map(_cell, beside), *map(_cell, row)])
+    return Table("probes-last-step", ["label", "majority", "this token", "last two", "shuffled", *section.layers], rows)
 
 
 def highest_shuffled(probe: Probe) -> float | None:
@@ -210,6 +226,13 @@ def probe_table(probe: Probe, section: Probes) -> Table:
     for name in ("majority", "current_token", "last_two_tokens"):
         rows.append([name.replace("_", " "), _cell(getattr(probe, name)), *[""] * (len(columns) - 1)])
     return Table(f"probe-{probe.name.replace(' ', '-')}", ["step", *columns], rows)
+
+
+def neuron_yardsticks(neuron: Neuron) -> str:
+    """How sure the AUROC is, and what choosing among as many neurons gives by itself."""
+    parts = [f"{neuron.low:.3f} to {neuron.high:.3f}"] if neuron.low is not None and neuron.high is not None else []
+    parts += [f"shuffled labels {neuron.shuffled:.3f}"] if neuron.shuffled is not None else []
+    return "; ".join([*parts, f"n = {count(neuron.n)}"])
 
 
 def context_marks(context: Context, neuron: Neuron) -> Markup:

@@ -177,7 +177,8 @@ class Probe:
     """A linear probe for one label. `accuracy` and `shuffled` (the same probe on shuffled labels) are (step, layer).
 
     `majority`, `current_token` and `last_two_tokens` are the accuracies of the commonest label and of the best
-    predictors from the current token and from the last two; None where not computed.
+    predictors from the current token and from the last two; None where not computed. `low` and `high` are the ends of
+    an interval of the accuracy, (step, layer).
     """
 
     name: str
@@ -189,6 +190,8 @@ class Probe:
     majority: float
     current_token: float | None
     last_two_tokens: float | None
+    low: list[list[float | None]] | None = None
+    high: list[list[float | None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -214,13 +217,21 @@ class Context:
 
 @dataclass(frozen=True)
 class Neuron:
-    """The neuron that best tells a label by itself, and where it is most active."""
+    """The neuron that best tells a label by itself, and where it is most active.
+
+    `auroc` is of sign x activation on text that had no part in choosing it, [`low`, `high`] its interval, and `shuffled` what
+    a neuron chosen in the same way for shuffled labels reaches.
+    """
 
     label: str  # "L2N137"
     tells: str  # the probe's name
     auroc: float
     n: int
     contexts: list[Context]
+    sign: int = 1  # -1: less active where the label is
+    low: float | None = None
+    high: float | None = None
+    shuffled: float | None = None
 
 
 @dataclass(frozen=True)

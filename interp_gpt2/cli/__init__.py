@@ -1,0 +1,10 @@
+"""The command `interp-gpt2`: the only place that prints. Nothing heavy is imported before a command has been chosen."""
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 (a bug), 2 (usage), 3 (diverged), 4 (a file), 130 or 143 (interrupted)."""
+    from interp_gpt2.cli.main import main
+
+    return main(argv)

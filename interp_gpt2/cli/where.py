@@ -1,0 +1,78 @@
+"""From what a user calls a run or a model to the thing itself."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from interp_gpt2.errors import RunError
+
+if TYPE_CHECKING:
+    from interp_gpt2.model import GPT2
+    from interp_gpt2.runs.run import Run
+    from interp_gpt2.tokenizers import Tokenizer
+
+RUNS = Path("checkpoints")
+_RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model with its tokenizer; `title` is how its origin is shown, `run` the run it came from, if any."""
+
+    model: "GPT2"
+    tokenizer: "Tokenizer"
+    title: str
+    run: "Run | None"
+    step: int | None
+
+
+def find_run(text: str) -> tuple["Run", int | None]:
+    """The run called `text`, and the step if `text` is one of its checkpoints.
+
+    `text` is a run's directory, a checkpoint's directory, or the name of a run under checkpoints/.
+    """
+    from interp_gpt2.runs.manifest import step_of_name
+    from interp_gpt2.runs.run import Run
+
+    for path in (Path(text), RUNS / text):
+        step = step_of_name(path.name)
+        if (path / _RECORD).is_file():
+            return Run(path), None
+        if step is not None and path.is_dir() and (path.parent / _RECORD).is_file():
+            return Run(path.parent), step
+    raise RunError(f"there is no run {text!r}: {_nearby()}")
+
+
+def find_step(run: "Run", wanted: int | None, implied: int | None) -> int:
+    """The step asked for, else the one that the path implies, else the last."""
+    steps = run.steps
+    step = wanted if wanted is not None else implied
+    if not steps:
+        raise RunError(f"{run.path} has no checkpoints yet")
+    if step is not None and step not in steps:
+        nearest = min(steps, key=lambda known: abs(known - step))
+        raise RunError(f"{run.name} has no checkpoint at step {step}; the nearest is {nearest}, the last {steps[-1]}")
+    return steps[-1] if step is None else step
+
+
+def open_model(text: str, step: int | None = None) -> Opened:
+    """The model and tokenizer of a run, a checkpoint, or any directory that `GPT2.from_pretrained` reads."""
+    from interp_gpt2.model import GPT2
+    from interp_gpt2.tokenizers import load_tokenizer
+
+    directory = Path(text)
+    foreign = (directory / "config.json").is_file() and not (directory.parent / _RECORD).is_file()
+    if foreign:
+        if step is not None:
+            raise RunError(f"{text} is one model, not a run; it has no step {step}")
+        return Opened(GPT2.from_pretrained(text), load_tokenizer(directory), str(directory), None, None)
+    run, implied = find_run(text)
+    step = find_step(run, step, implied)
+    return Opened(run.model(step), run.tokenizer(), f"{run.name}, step {step:,}", run, step)
+
+
+def _nearby() -> str:
+    if not RUNS.is_dir():
+        return f"it is no directory with a {_RECORD}, and there is no {RUNS}/ here (`interp-gpt2 demo` makes two runs there)"
+    names = sorted(path.parent.name for path in RUNS.glob(f"*/{_RECORD}"))
+    return f"it is no directory with a {_RECORD}; under {RUNS}/ there are {', '.join(names) or 'none'}"

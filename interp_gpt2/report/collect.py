@@ -1,0 +1,394 @@
+"""From a run to the numbers of its report: each section is a sweep or an analysis, and nothing is shown that is not measured.
+
+A section that this run or this machine cannot give is left out, and `Report.omitted` says why. A damaged checkpoint is
+an error, never a gap.
+"""
+
+import platform
+import shlex
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+import interp_gpt2
+from interp_gpt2.analysis.attention_patterns import METRICS, HeadScores, head_label
+from interp_gpt2.analysis.development import best_head_curve
+from interp_gpt2.analysis.logit_lens import logit_lens
+from interp_gpt2.analysis.loss import LossByPosition
+from interp_gpt2.data.source import MarkovSource, Source
+from interp_gpt2.data.synthetic import bayes_bigram, held_out_chains, in_context_unigram, losses_of
+from interp_gpt2.errors import AnalysisError, DataError, RunError, TokenizerError
+from interp_gpt2.generation import generate
+from interp_gpt2.report import schema
+from interp_gpt2.report.inputs import (
+    HEAD_SEQUENCES,
+    Sequences,
+    held_out,
+    prompt_of,
+    repeated_random,
+    spread_steps,
+    training_config,
+)
+from interp_gpt2.report.probes import collect_neurons, collect_probes
+from interp_gpt2.runs.run import Run
+from interp_gpt2.sweeps import sweep
+from interp_gpt2.tokenizers import Tokenizer
+from interp_gpt2.training.config import TrainConfig
+from interp_gpt2.views.attention import pack_attention
+from interp_gpt2.views.lens import pack_lens
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SECTIONS = ("loss", "loss_by_position", "head_scores", "lens", "attention", "probes", "neurons", "samples")
+
+POSITION_SEQUENCES = 128
+POSITION_STEPS = 6
+LENS_STEPS = 10
+ATTENTION_STEPS = 6
+SAMPLE_STEPS = 6
+SAMPLE_TOKENS = 160
+SAMPLE_PROMPT_TOKENS = 16
+SEED = 0
+TEMPERATURE = 0.8
+FALLBACK_PROMPT = "the cat sat on the mat and the cat sat "  # where the data is gone; the report shows it as the prompt
+
+SCORE_WORDS = {
+    "induction": ("Induction", "attention to the tokens that followed earlier occurrences of the current token", "attention"),
+    "previous_token": ("Previous token", "attention to the token before the current one", "attention"),
+    "duplicate_token": ("Duplicate token", "attention to earlier occurrences of the current token", "attention"),
+    "first_token": ("First token", "attention to the first token of the sequence", "attention"),
+    "entropy": ("Entropy", "spread of the attention over the tokens it can see", "nats"),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The run in question, and what several sections read, computed once."""
+
+    run: Run
+    workers: int | Executor | None = None
+
+    @cached_property
+    def steps(self) -> list[int]:
+        return self.run.steps
+
+    @cached_property
+    def training(self) -> TrainConfig:
+        return training_config(self.run)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return self.run.tokenizer()
+
+    @cached_property
+    def n_ctx(self) -> int:
+        return self.run.config.n_ctx
+
+    @cached_property
+    def source(self) -> Source:
+        """Raises DataError where the data is gone."""
+        return self.run.source()
+
+    @cached_property
+    def head_sequences(self) -> Sequences:
+        try:
+            return held_out(self.source, self.n_ctx, HEAD_SEQUENCES)
+        except DataError:
+            return repeated_random(self.run.config)
+
+    @cached_property
+    def head_table(self) -> "DataFrame":
+        return self.sweep(HeadScores(self.head_sequences.inputs))
+
+    @cached_property
+    def prompt(self) -> str:
+        try:
+            return prompt_of(self.source, self.n_ctx)
+        except DataError:
+            return FALLBACK_PROMPT
+
+    def sweep(self, *analyses: object, steps: list[int] | None = None) -> "DataFrame":
+        return sweep(self.run, list(analyses), steps, self.workers)
+
+    def command(self, *words: object) -> str:
+        """The command line that makes a figure again, quoted for a shell."""
+        return shlex.join(["interp-gpt2", *map(str, words)])
+
+    def section_command(self, section: str) -> str:
+        return self.command("report", self.run.path, "--only", section)
+
+
+def collect(run: Run, sections: tuple[str, ...] = SECTIONS, workers: int | Executor | None = None) -> schema.Report:
+    """Everything a report shows of a run, computed now or found among the results of earlier sweeps.
+
+    `workers` as in `sweep`. Raises RunError for a run without checkpoints, CheckpointError for a damaged one.
+    """
+    if not run.steps:
+        raise RunError(f"{run.path} has no checkpoints yet; there is nothing to report")
+    subject = Subject(run, workers)
+    made: dict[str, object] = {}
+    omitted: dict[str, str] = {}
+    for section in SECTIONS:
+        made[section] = None
+        if section not in sections:
+            omitted[section] = "not asked for"
+            continue
+        try:
+            made[section] = _MAKERS[section](subject)
+        except (AnalysisError, DataError, TokenizerError) as refusal:  # what this run cannot give, in words for the reader
+            omitted[section] = str(refusal)
+    change, why_none = _phase_change(subject) if made["head_scores"] else (None, "head scores were not computed")
+    return schema.Report(
+        run=_run_facts(subject),
+        data=_data_facts(subject),
+        phase_change=change,
+        phase_change_note=why_none,
+        heads=_findings(made["head_scores"]),
+        omitted=omitted,
+        versions=_versions(),
+        hashes=_hashes(subject),
+        **made,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What was trained
+
+
+def _run_facts(subject: Subject) -> schema.RunFacts:
+    run, training = subject.run, subject.training.to_dict()
+    training.pop("model")  # its own list
+    config = run.config
+    last = subject.steps[-1]
+    command = run.settings.get("command") or subject.command("train", "--out", run.path)
+    return schema.RunFacts(
+        name=run.name,
+        seed=run.seed,
+        last_step=last,
+        tokens_seen=run.tokens_seen(last),
+        n_params=config.n_params,
+        checkpoints=subject.steps,
+        config=config.to_dict(),
+        training=training,
+        command=command,
+    )
+
+
+def _data_facts(subject: Subject) -> schema.DataFacts:
+    tokenizer = subject.tokenizer
+    unit = {"char": "character", "byte": "byte"}.get(tokenizer.kind, "token")
+    if subject.training.data == "markov":
+        unit = "state"
+    facts = {key: value for key, value in subject.run.settings["data"].items() if value not in (None, [], "")}
+    return schema.DataFacts(subject.training.data, f"{tokenizer.kind}, {tokenizer.d_vocab:,} tokens", unit, facts)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "interp_gpt2": interp_gpt2.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "Python": platform.python_version(),
+    }
+
+
+def _hashes(subject: Subject) -> dict[str, str]:
+    last = subject.steps[-1]
+    return {
+        f"model at step {last}": subject.run.checkpoint_hash(last),
+        "data": str(subject.run.settings["data"].get("sha256", "")),
+        "tokenizer": subject.tokenizer.sha256,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loss
+
+
+def _loss(subject: Subject) -> schema.Loss:
+    """Losses as training logged them; the last checkpoint's measured again, for its standard error."""
+    metrics = subject.run.metrics()
+    validation = {row["step"]: row["val_loss"] for row in metrics if "val_loss" in row}
+    train = {row["step"]: row["loss"] for row in metrics if "loss" in row}
+    references, stderr, measured_on = [], {}, "the whole validation split, as logged in training"
+    try:
+        source = subject.source
+    except DataError as gone:
+        if not validation:
+            raise
+        measured_on += f" (not measured again: {gone})"
+    else:
+        last = subject.steps[-1]
+        scored, everything = source.scored_positions(subject.n_ctx), held_out(source, subject.n_ctx)
+        table = subject.sweep(LossByPosition(everything.tokens, tuple(scored)), steps=[last])
+        mean = table[table.metric == "mean_loss"].iloc[0]
+        validation[last], stderr[last] = float(mean.value), float(mean.high - mean.value) / 1.959963984540054
+        references = [schema.Reference(r.name, r.loss, r.stderr, r.n, r.note) for r in source.references(subject.n_ctx)]
+        where = "every position" if len(scored) == subject.n_ctx else f"positions {scored.start} to {scored.stop - 1}"
+        measured_on = f"{where} of {everything.are}"
+    steps = sorted(validation)
+    return schema.Loss(
+        command=subject.section_command("loss"),
+        measured_on=measured_on,
+        validation=schema.Curve("validation", steps, [validation[s] for s in steps], [stderr.get(s) for s in steps]),
+        train=schema.Curve("training batch", list(train), list(train.values())) if train else None,
+        references=references,
+    )
+
+
+def _loss_by_position(subject: Subject) -> schema.LossByPosition:
+    sequences = held_out(subject.source, subject.n_ctx, POSITION_SEQUENCES)
+    steps = spread_steps(subject.steps, POSITION_STEPS)
+    table = subject.sweep(LossByPosition(sequences.tokens), steps=steps)
+    table = table[table.metric == "loss"].sort_values("position")
+    by_step = table.groupby("step").value.apply(list)
+    references = []
+    if isinstance(subject.source, MarkovSource):
+        chains = held_out_chains(subject.n_ctx)
+        for name, predict in (("Bayes bigram", bayes_bigram), ("in-context unigram", in_context_unigram)):
+            references.append(schema.PositionReference(name, losses_of(predict(chains), chains).mean(0).tolist()))
+    return schema.LossByPosition(
+        command=subject.section_command("loss_by_position"),
+        measured_on=sequences.are,
+        steps=steps,
+        positions=sorted(table.position.unique().tolist()),
+        loss=[by_step[step] for step in steps],
+        references=references,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads
+
+
+def _head_scores(subject: Subject) -> schema.HeadScores:
+    table, config = subject.head_table, subject.run.config
+    heads = [head_label(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
+    scores = []
+    for metric in SCORE_WORDS:
+        rows, uniform = table[table.metric == metric], table[table.metric == f"{metric}_uniform"].iloc[0]
+        by_head = {
+            column: rows.pivot(index="label", columns="step", values=column).loc[heads].to_numpy().tolist()
+            for column in ("value", "low", "high")
+        }
+        title, measures, unit = SCORE_WORDS[metric]
+        scores.append(
+            schema.HeadScore(
+                metric,
+                title,
+                measures,
+                unit,
+                float(uniform.value),
+                int(uniform.n),
+                by_head["value"],
+                by_head["low"],
+                by_head["high"],
+            )
+        )
+    command = subject.command("heads", subject.run.path, "--all", "--csv", "heads.csv")
+    return schema.HeadScores(command, subject.head_sequences.are, subject.steps, heads, scores)
+
+
+def _findings(section: schema.HeadScores | None) -> dict[str, schema.HeadFinding]:
+    """At the last checkpoint, the head with most of each score."""
+    if section is None:
+        return {}
+    found = {}
+    for score in section.scores:
+        last = [values[-1] for values in score.values]
+        if score.name in METRICS and score.unit == "attention":  # the most spread head is no finding
+            best = int(np.argmax(last))
+            found[score.name] = schema.HeadFinding(section.heads[best], last[best], score.uniform)
+    return found
+
+
+def _phase_change(subject: Subject) -> tuple[schema.PhaseChange | None, str]:
+    """The induction score's, on its maximum over heads less the uniform head's; else why none was found."""
+    curve = best_head_curve(subject.head_table, "induction")
+    try:
+        growth = curve.growth
+    except AnalysisError as refusal:
+        return None, str(refusal)
+    change = growth.phase_change
+    if change is None:
+        return None, growth.verdict.removeprefix("no phase change ").strip("()")
+    excess = [value - uniform for value, uniform in zip(curve.values, curve.uniform, strict=True)]
+    command = subject.command("heads", subject.run.path, "--all")
+    found = schema.PhaseChange(
+        step=change.step,
+        width=change.width,
+        rise=change.rise,
+        low=change.low,
+        high=change.high,
+        resolution=change.resolution,
+        bic_margin=growth.margin,
+        steps=list(curve.steps),
+        values=excess,
+        command=command,
+    )
+    return found, ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One prompt
+
+
+def _lens(subject: Subject) -> schema.Lens:
+    tokens, steps = _tokens(subject), spread_steps(subject.steps, LENS_STEPS)
+    top_k = min(5, subject.run.config.d_vocab)
+    lenses = [logit_lens(subject.run.model(step), tokens, top_k=top_k) for step in steps]
+    command = subject.command("lens", subject.run.path, subject.prompt, "--step", steps[-1])
+    return schema.Lens(command, subject.prompt, pack_lens(tokens[0], subject.tokenizer.labels, lenses, steps))
+
+
+def _attention(subject: Subject) -> schema.Attention:
+    tokens, steps = _tokens(subject), spread_steps(subject.steps, ATTENTION_STEPS)
+    if not subject.run.config.n_layers:
+        raise AnalysisError("a model of no layers has no attention")
+    patterns = []
+    with torch.no_grad():
+        for step in steps:
+            _, cache = subject.run.model(step).run_with_cache(tokens, "*.pattern")
+            patterns.append(cache.stack("pattern")[:, 0])
+    labels = [subject.tokenizer.labels[token] for token in tokens[0].tolist()]
+    findings = _findings(_head_scores(subject))
+    notes = {f.label: f"{SCORE_WORDS[name][0].lower()} {f.score:.2f}" for name, f in reversed(findings.items())}
+    first = findings["induction"].label if "induction" in findings else ""
+    packed = pack_attention(labels, torch.stack(patterns), steps, notes, first)
+    return schema.Attention(subject.section_command("attention"), subject.prompt, packed)
+
+
+def _samples(subject: Subject) -> schema.Samples:
+    prompt = _tokens(subject)[:, :SAMPLE_PROMPT_TOKENS]
+    text, steps = subject.tokenizer.decode(prompt[0].tolist()), spread_steps(subject.steps, SAMPLE_STEPS)
+    # Beyond n_ctx every token costs a whole pass; within it the cache serves.
+    new = max(1, min(SAMPLE_TOKENS, subject.n_ctx - prompt.shape[1]))
+    samples = []
+    for step in steps:
+        tokens = generate(subject.run.model(step), prompt, new, TEMPERATURE, seed=SEED)
+        samples.append(schema.Sample(step, subject.tokenizer.decode(tokens[0, prompt.shape[1] :].tolist())))
+    options = ("--max-new-tokens", new, "--temperature", TEMPERATURE, "--seed", SEED, "--step", steps[-1])
+    command = subject.command("generate", subject.run.path, text, *options)
+    return schema.Samples(command, text, TEMPERATURE, SEED, samples)
+
+
+def _tokens(subject: Subject) -> torch.Tensor:
+    return torch.tensor([subject.tokenizer.encode(subject.prompt)[: subject.n_ctx]], dtype=torch.int64)
+
+
+_MAKERS: dict[str, Callable[[Subject], object]] = {
+    "loss": _loss,
+    "loss_by_position": _loss_by_position,
+    "head_scores": _head_scores,
+    "lens": _lens,
+    "attention": _attention,
+    "probes": lambda subject: collect_probes(subject.run, subject.source, subject.workers, subject.section_command("probes")),
+    "neurons": lambda subject: collect_neurons(subject.run, subject.source, subject.section_command("neurons")),
+    "samples": _samples,
+}
