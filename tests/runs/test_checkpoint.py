@@ -16,6 +16,7 @@ from interp_gpt2.convert.huggingface import model_of_state
 from interp_gpt2.errors import CheckpointError, CheckpointWriteError
 from interp_gpt2.hf_format import our_shapes
 from interp_gpt2.model import GPT2
+from interp_gpt2.runs import checkpoint
 from interp_gpt2.runs.checkpoint import (
     ResumeState,
     drop_resume,
@@ -296,7 +297,10 @@ def test_anything_may_stand_in_the_manifest_and_is_refused(step_dir: Path) -> No
         assert_refused_by_name(step_dir, MANIFEST)
 
 
-def test_forged_weights_of_another_shape_are_refused_by_tensor(step_dir: Path, tmp_path: Path) -> None:
+def test_forged_weights_of_another_shape_are_refused_by_tensor_before_any_value_is_read(
+    step_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "tensors_of_bytes", lambda data, where: pytest.fail("read the values"))
     wider = GPT2Config(**TINY | {"n_ctx": 7})
     other = save_checkpoint(tmp_path / "wider", 3, random_state(wider), wider, 0)
     forge(step_dir, "model.safetensors", (other / "model.safetensors").read_bytes())

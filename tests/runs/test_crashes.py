@@ -180,15 +180,15 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_two_writers_without_a_lock_cannot_mix_their_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from interp_gpt2.runs import durable
 
-    real, raced = os.rename, []
+    real, raced = durable.sync_directory, []
 
-    def rename_after_the_other_writer(source: Path, target: Path) -> None:
+    def just_before_the_rename(path: Path) -> None:
         if not raced:
             raced.append(True)
             save_checkpoint(tmp_path, 1, state_at(7, TINY), TINY, 7)
-        real(source, target)
+        real(path)
 
-    monkeypatch.setattr(durable.os, "rename", rename_after_the_other_writer)
+    monkeypatch.setattr(durable, "sync_directory", just_before_the_rename)
     with pytest.raises(CheckpointWriteError, match="step-00000001"):
         save_checkpoint(tmp_path, 1, state_at(1, TINY), TINY, 1)
     assert all((tensor == 7).all() for tensor in load_weights(tmp_path / "step-00000001")[1].values())
