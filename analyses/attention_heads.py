@@ -29,7 +29,7 @@ def main() -> None:
     sequences = next(run.source().validation(run.config.n_ctx, args.sequences))
     table = sweep(run, HeadScores(sequences[:, :-1]))
     curve = best_head_curve(table, args.score)
-    change = curve.growth.change
+    change = curve.growth.phase_change
 
     scores = table[table["metric"] == args.score].pivot(index="label", columns="step", values="value")
     window = (change.step - change.width / 2, change.step + change.width / 2) if change else None

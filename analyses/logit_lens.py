@@ -30,8 +30,8 @@ def main() -> None:
     rows = table[table["metric"] == "lens_loss"]
     loss = rows.pivot(index="label", columns="step", values="value").loc[list(dict.fromkeys(rows["label"]))]
     knows_nothing = float(table.loc[table["metric"] == "lens_loss_uniform", "value"].iloc[0])
-    figure = figures.head_scores(
-        list(loss.columns), loss.to_numpy(), list(loss.index), knows_nothing, "Logit-lens loss by layer", "nats per token"
+    figure = figures.curves(
+        list(loss.columns), loss.to_numpy(), list(loss.index), ("knows nothing", knows_nothing), "Logit-lens loss", "nats per token"
     )
     paths = [save_rows(table, out / "logit_lens.json"), *figures.save(figure, out / "logit_lens_loss.pdf")]
     for label, value in loss.iloc[:, -1].items():

@@ -88,7 +88,6 @@ def loss_curve(
     return figure
 
 
-@_styled
 def head_scores(
     steps: Sequence[int],
     scores: Float[Any, "head step"],
@@ -98,15 +97,30 @@ def head_scores(
     unit: str = "attention",
     window: tuple[float, float] | None = None,
 ) -> "Figure":
-    """A score of every head by step; the four that end highest in colour and by name, a uniform head dashed.
+    """A score of every head by step, beside the uniform head's; see `curves`."""
+    return curves(steps, scores, labels, ("uniform head", uniform), title, unit, window)
 
-    The title carries the uniform head's score. For an even step axis:
-    `figure.axes[0].set_xscale("linear")`. Raises AnalysisError if a row is not one head's score at every step.
+
+@_styled
+def curves(
+    steps: Sequence[int],
+    values: Float[Any, "curve step"],
+    labels: Sequence[str],
+    yardstick: tuple[str, float],
+    title: str,
+    unit: str,
+    window: tuple[float, float] | None = None,
+) -> "Figure":
+    """One curve a label by step; the four that end highest in colour and by name, the named yardstick dashed.
+
+    The title carries the yardstick. For an even step axis: `figure.axes[0].set_xscale("linear")`. Raises AnalysisError
+    if a row does not have a value for every step.
     """
-    values = as_array(scores)
+    values = as_array(values)
     if values.shape != (len(labels), len(steps)):
-        raise AnalysisError(f"scores of shape {values.shape} do not fit {len(labels)} heads and {len(steps)} steps")
-    figure, axes = _axes(COLUMN, 2.3, f"{title} (uniform head {uniform:.2f})")
+        raise AnalysisError(f"values of shape {values.shape} do not fit {len(labels)} curves and {len(steps)} steps")
+    name, level = yardstick
+    figure, axes = _axes(COLUMN, 2.3, f"{title} ({name} {level:.2f})")
     leaders = list(np.argsort(-values[:, -1], kind="stable")[: len(COLOURS)])
     named = {}
     for i, label in enumerate(labels):
@@ -114,11 +128,11 @@ def head_scores(
         axes.plot(steps, values[i], color=colour, label=label, zorder=2 + (i in leaders), linewidth=1.3 if i in leaders else 0.7)
         if i in leaders:
             named[label] = (float(values[i, -1]), colour)
-    axes.axhline(uniform, color=GREY, linestyle="--", linewidth=0.8, label="uniform", zorder=4)
+    axes.axhline(level, color=GREY, linestyle="--", linewidth=0.8, label=name, zorder=4)
     _steps_axis(axes, steps, window)
     axes.set_ylabel(unit)
     axes.set_ylim(bottom=0)
-    _label_ends(axes, {**named, "uniform": (uniform, GREY)})
+    _label_ends(axes, {**named, name.removesuffix(" head"): (level, GREY)})
     return figure
 
 
