@@ -82,7 +82,7 @@ def test_drawing_leaves_the_users_style_alone() -> None:
 
 
 def test_shapes_that_do_not_fit_and_statistics_that_do_not_exist_are_refused(lens: LensData) -> None:
-    with pytest.raises(AnalysisError, match="3 heads and 4 steps"):
+    with pytest.raises(AnalysisError, match="3 curves and 4 steps"):
         figures.head_scores(STEPS, np.zeros((4, 3)), ["a", "b", "c"], uniform=0.1)
     with pytest.raises(AnalysisError, match="query, key"):
         figures.attention_pattern(np.zeros((2, 3)), ["a", "b"])
