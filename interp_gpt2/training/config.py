@@ -54,7 +54,7 @@ class TrainConfig:
 
     data: str = "python-docs"
     tokenizer: TokenizerKind = "char"
-    model: GPT2Config = GPT2Config(n_layers=4, n_heads=4, d_model=128, n_ctx=128)
+    model: GPT2Config = field(default_factory=lambda: GPT2Config(n_layers=4, n_heads=4, d_model=128, n_ctx=128))
 
     n_steps: int = 1000
     batch_size: int = 16  # sequences of model.n_ctx tokens
@@ -93,7 +93,7 @@ class TrainConfig:
             raise ConfigError(f"lr={self.lr} must be greater than 0")
         if self.min_lr > self.lr and self.schedule == "cosine":
             raise ConfigError(f"min_lr={self.min_lr} is greater than lr={self.lr}; the cosine falls from lr to min_lr")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        if len(self.betas) != 2 or not all(_fits(beta, float) and 0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas={self.betas} must be two numbers from 0 to below 1")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads={self.threads} must be at least 1; leave it out for torch's own choice")

@@ -19,7 +19,7 @@ from interp_gpt2.data.source import NAMED_SOURCES, Source, load_source
 from interp_gpt2.errors import DivergenceError, RunError
 from interp_gpt2.model import GPT2
 from interp_gpt2.runs.checkpoint import ResumeState, load_resume, load_weights, save_checkpoint
-from interp_gpt2.runs.metrics import append_metrics
+from interp_gpt2.runs.metrics import append_metrics, truncate_metrics
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.writing import create_run, keep_resumable, rewind, rewrite_settings, run_lock
 from interp_gpt2.training.config import TrainConfig
@@ -195,8 +195,9 @@ class Trainer:
         """Go back to the newest checkpoint that is whole and resumable; what came after it is deleted. Returns its step."""
         run, settings = self.run, self.run.settings
         check_resumable(settings, self.config, self.source)
-        if not run.steps:
-            return 0  # stopped before the first checkpoint
+        if not run.steps:  # stopped before the first checkpoint
+            truncate_metrics(run.path, -1)
+            return 0
         found = run.newest_verified_step(resumable=True)
         for step, reason in found.skipped:
             self.progress(Notice(f"step {step} cannot be resumed from: {reason}"))
@@ -217,4 +218,6 @@ class Trainer:
             listed = ", ".join(f"{name} {was!r}, now {is_!r}" for name, was, is_ in changes)
             self.progress(Notice(f"not bit for bit what the uninterrupted run would be: {listed}"))
         if n_steps != self.config.n_steps and self.config.schedule == "cosine":
-            self.progress(Notice(f"n_steps was {n_steps}: the learning rate goes on along the cosine of {self.config.n_steps} steps"))
+            self.progress(
+                Notice(f"n_steps was {n_steps}: the learning rate goes on along the cosine of {self.config.n_steps} steps")
+            )

@@ -55,7 +55,11 @@ class Machine:
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for a resumed run to repeat the uninterrupted one bit for bit."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_facts().get("model name", platform.machine())
+        name = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else cpu_facts().get("model name", platform.machine())
+        )
         return {
             "interp_gpt2": interp_gpt2.__version__,
             "torch": torch.__version__,
@@ -78,7 +82,9 @@ def _device(wanted: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's three ways to say that it is not here
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={wanted!r} cannot be used here ({reason}); 'auto' takes a GPU when there is one, else the CPU") from error
+        raise ConfigError(
+            f"device={wanted!r} cannot be used here ({reason}); 'auto' takes a GPU when there is one, else the CPU"
+        ) from error
     return device
 
 

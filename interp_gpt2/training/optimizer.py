@@ -39,9 +39,13 @@ def restore_optimizer(model: GPT2, optimizer: torch.optim.AdamW, tensors: Mappin
     parameters = dict(model.named_parameters())
     expected = {f"{name}.{key}": p.shape if key != "step" else () for name, p in parameters.items() for key in _STATE}
     for name in expected.keys() ^ tensors.keys():
-        raise CheckpointError(f"the optimizer's state does not fit this model: {name} is {'missing' if name in expected else 'not one of its'}")
+        raise CheckpointError(
+            f"the optimizer's state does not fit this model: {name} is {'missing' if name in expected else 'not one of its'}"
+        )
     for name, shape in expected.items():
         if tensors[name].shape != shape:
-            raise CheckpointError(f"the optimizer's state does not fit this model: {name} is {tuple(tensors[name].shape)}, not {tuple(shape)}")
+            raise CheckpointError(
+                f"the optimizer's state does not fit this model: {name} is {tuple(tensors[name].shape)}, not {tuple(shape)}"
+            )
     for name, parameter in parameters.items():
         optimizer.state[parameter] = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in _STATE}

@@ -36,10 +36,12 @@ def check_resumable(settings: Mapping[str, Any], config: TrainConfig, source: So
     """
     before, now = settings["config"], config.to_dict()
     if now["n_steps"] < before["n_steps"]:
-        raise RunError(f"the run has n_steps={before['n_steps']}, which may grow on --resume but not shrink to {now['n_steps']}")
+        raise RunError(f"the run has n_steps={before['n_steps']}, which --resume may raise but not lower to {now['n_steps']}")
     for name, was, is_ in differences(before, now):
         if name not in FREE_ON_RESUME:
-            raise RunError(f"the run was trained with {name}={was!r}, which --resume cannot change to {is_!r}; choose another name for a new run")
+            raise RunError(
+                f"the run was trained with {name}={was!r}, which --resume cannot change to {is_!r}; choose another name for a new run"
+            )
     for name, was, is_ in differences(settings["data"], source.fingerprint()):
         if name not in VERSIONS_OF_DATA:
             raise RunError(f"the data has changed since the run began: {name} was {was!r} and is {is_!r}")
@@ -62,7 +64,9 @@ def git_commit() -> dict[str, Any] | None:
     package = Path(__file__).parents[1]
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(package), *words], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")  # an environment may lie in somebody else's working tree

@@ -26,7 +26,11 @@ class Interrupted(KeyboardInterrupt):
 
     def __str__(self) -> str:
         name = signal.Signals(self.signum).name
-        return f"stopped by {name}" if self.step is None else f"stopped by {name} at step {self.step}, which {self.path} can resume from"
+        return (
+            f"stopped by {name}"
+            if self.step is None
+            else f"stopped by {name} at step {self.step}, which {self.path} can resume from"
+        )
 
 
 @dataclass

@@ -1,0 +1,84 @@
+"""A training config says what it means, refuses what it does not, and every recipe is one."""
+
+import json
+import subprocess
+import sys
+from importlib.resources import files
+
+import pytest
+
+from interp_gpt2.config import GPT2Config
+from interp_gpt2.errors import ConfigError
+from interp_gpt2.training.config import RECIPES, Checkpoints, TrainConfig, load_recipe
+
+
+def test_a_config_survives_json():
+    config = TrainConfig(
+        seed=7, betas=(0.8, 0.9), checkpoints=Checkpoints(per_doubling=2, at=(3, 5)), model=GPT2Config(bias=False)
+    )
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"steps": 5}, "did you mean 'n_steps'"),
+        ({"model": {"n_layer": 2}}, "did you mean 'n_layers'"),
+        ({"checkpoints": {"evry": 2}}, "did you mean 'every'"),
+        ({"n_steps": 0}, "n_steps=0 must be at least 1"),
+        ({"lr": "fast"}, "lr='fast' is not of type float"),
+        ({"lr": 0}, "lr=0 must be greater than 0"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"min_lr": 1.0}, "min_lr=1.0 is greater than lr"),
+        ({"betas": [0.9]}, "betas=(0.9,) must be two numbers"),
+        ({"betas": [0.9, 1.0]}, "betas=(0.9, 1.0) must be two numbers"),
+        ({"betas": ["a", "b"]}, "betas=('a', 'b') must be two numbers"),
+        ({"compile": 1}, "compile=1 is not of type bool"),
+        ({"seed": True}, "seed=True is not of type int"),
+        ({"seed": -1}, "seed=-1"),
+        ({"threads": 0}, "threads=0"),
+        ({"tokenizer": "bpe"}, "tokenizer='bpe' is not one of char, byte, gpt2"),
+        ({"precision": "fp16"}, "precision='fp16' is not one of auto, fp32, bf16"),
+        ({"model": 3}, "model=3 is not of type GPT2Config"),
+        ({"checkpoints": {"at": [1, 2.5]}}, "checkpoints.at holds 2.5"),
+        ({"checkpoints": {"resume_every": 0}}, "checkpoints.resume_every=0"),
+    ],
+)
+def test_a_value_that_describes_no_run_is_refused_by_name(values, said):
+    with pytest.raises(ConfigError) as refusal:
+        TrainConfig.from_dict(values)
+    assert said in str(refusal.value)
+
+
+def test_every_recipe_loads_and_every_recipe_file_is_listed():
+    folder = files("interp_gpt2.training") / "recipes"
+    assert {path.name.removesuffix(".toml") for path in folder.iterdir()} == set(RECIPES)
+    for name in RECIPES:
+        assert isinstance(load_recipe(name), TrainConfig)
+
+
+def test_the_controls_differ_from_the_induction_demo_in_what_they_control_for_and_nothing_else():
+    demo = load_recipe("demo-induction").to_dict()
+    for name, fields in (
+        ("demo-induction-ordinary-positions", {"pos_init", "pos_std"}),
+        ("demo-induction-one-layer", {"n_layers"}),
+    ):
+        control = load_recipe(name).to_dict()
+        assert {field for field in demo["model"] if demo["model"][field] != control["model"][field]} == fields
+        assert {field for field in demo if demo[field] != control[field]} == {"model"}
+
+
+def test_a_recipe_may_be_a_file_and_an_unknown_one_is_told_its_nearest(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('data = "notes.txt"\nn_steps = 7\n[model]\nn_layers = 1\nd_model = 32\nn_heads = 2\n')
+    assert load_recipe(str(mine)).n_steps == 7
+    with pytest.raises(ConfigError, match="did you mean 'demo-induction'"):
+        load_recipe("demo-inductoin")
+    mine.write_text("n_steps = = 7")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_recipe(str(mine))
+
+
+def test_configs_need_no_torch():
+    code = "import sys, interp_gpt2.training.config as c; c.load_recipe('text'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,167 @@
+"""Training: what it writes, that it learns, and what it refuses."""
+
+import math
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from interp_gpt2.config import GPT2Config
+from interp_gpt2.errors import ConfigError, DivergenceError, RunError
+from interp_gpt2.model import GPT2
+from interp_gpt2.runs.checkpoint import verify_checkpoint
+from interp_gpt2.runs.manifest import read_manifest
+from interp_gpt2.runs.run import Run
+from interp_gpt2.training.config import Checkpoints, TrainConfig
+from interp_gpt2.training.events import Finished, Logged, Notice, Saved, Started
+from interp_gpt2.training.loop import train
+
+TINY = TrainConfig(
+    data="repeated-random",
+    model=GPT2Config(n_layers=1, n_heads=2, d_model=16, n_ctx=8),
+    n_steps=12,
+    batch_size=4,
+    lr=1e-2,
+    warmup_steps=3,
+    log_every=1,
+    eval_every=100,
+    threads=1,
+    checkpoints=Checkpoints(resume_every=5),
+)
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERP_GPT2_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_run_has_its_checkpoints_its_metrics_and_everything_needed_to_repeat_it(tmp_path):
+    run = train(TINY, tmp_path / "run")
+    assert run.steps == [0, 1, 2, 4, 5, 8, 10, 12]
+    assert [step for step in run.steps if read_manifest(run.checkpoint(step)).can_resume] == [10, 12]
+    rows = run.metrics()
+    assert [row["step"] for row in rows] == list(range(13))
+    assert [row["tokens"] for row in rows] == [step * 4 * 8 for step in range(13)]
+    assert set(rows[0]) == {"step", "tokens", "val_loss"}
+    assert set(rows[6]) == {"step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s"}
+    assert set(rows[12]) == set(rows[6]) | {"val_loss"}
+    settings = run.settings
+    assert TrainConfig.from_dict(settings["config"]) == replace(TINY, model=replace(TINY.model, d_vocab=64))
+    assert settings["n_params"] == run.model().config.n_params == sum(p.numel() for p in run.model().parameters())
+    assert settings["data"] == run.source().fingerprint()
+    assert settings["fingerprint"]["torch"] == torch.__version__
+    assert settings["fingerprint"]["threads"] == 1
+    assert run.tokens_seen(12) == 12 * 4 * 8
+    assert run.tokenizer().sha256 == settings["tokenizer"]["sha256"]
+
+
+def test_the_first_loss_is_that_of_the_model_at_initialisation_on_the_first_batch(tmp_path):
+    run = train(TINY, tmp_path / "run")
+    tokens = run.source().batch(0, 4, 8, TINY.seed)
+    log_probs = run.model(0)(tokens[:, :-1]).log_softmax(-1)
+    by_hand = -log_probs.gather(-1, tokens[:, 1:, None]).mean()
+    assert run.metrics()[1]["loss"] == pytest.approx(by_hand.item(), abs=1e-6)
+
+
+def test_the_same_config_gives_the_same_weights_and_another_seed_others(tmp_path):
+    hashes = [
+        train(replace(TINY, seed=seed), tmp_path / name).checkpoint_hash(12) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_training_learns_a_text_that_repeats(tmp_path):
+    (tmp_path / "abc.txt").write_text("abcd\n" * 2000)
+    run = train(replace(TINY, data=str(tmp_path / "abc.txt"), n_steps=60), tmp_path / "run")
+    first, last = run.metrics()[0], run.metrics()[-1]
+    assert first["val_loss"] == pytest.approx(math.log(5), abs=0.1)
+    assert last["val_loss"] < 0.05
+    assert run.source().name == "abc.txt"
+
+
+def test_progress_tells_what_happens_in_order(tmp_path):
+    events = []
+    run = train(replace(TINY, log_every=4), tmp_path / "run", progress=events.append)
+    assert isinstance(events[0], Started)
+    assert events[0].n_params == run.settings["n_params"]
+    assert isinstance(events[-1], Finished)
+    assert [event.row for event in events if isinstance(event, Logged)] == run.metrics()
+    saved = [event for event in events if isinstance(event, Saved)]
+    assert [event.step for event in saved] == run.steps
+    assert [event.step for event in saved if event.resumable] == [0, 5, 10, 12]
+    assert all(events.index(event) > 1 for event in saved), "a row is written before the checkpoint that it belongs to"
+
+
+def test_weight_decay_pulls_on_matrices_and_embeddings_only(tmp_path):
+    without, with_decay = (
+        train(replace(TINY, n_steps=1, weight_decay=decay, warmup_steps=0), tmp_path / str(decay)).model(1).state_dict()
+        for decay in (0.0, 1.0)
+    )
+    changed = {name for name in without if not torch.equal(without[name], with_decay[name])}
+    assert changed == {name for name in without if without[name].ndim == 2}
+
+
+def test_clipping_bounds_the_step_and_logs_the_norm_it_had(tmp_path):
+    free, clipped = (train(replace(TINY, grad_clip=clip), tmp_path / str(clip)).metrics() for clip in (0.0, 1e-3))
+    assert free[1]["grad_norm"] == clipped[1]["grad_norm"] > 1e-3
+    assert free[5]["loss"] != clipped[5]["loss"]
+
+
+def test_training_leaves_the_callers_random_numbers_threads_and_signals_alone(tmp_path):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    threads, handlers = torch.get_num_threads(), [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    train(replace(TINY, model=replace(TINY.model, dropout=0.5)), tmp_path / "run")
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_directory_that_exists_is_refused_unless_it_is_to_be_overwritten(tmp_path):
+    train(replace(TINY, n_steps=3), tmp_path / "run")
+    with pytest.raises(RunError, match="already exists"):
+        train(TINY, tmp_path / "run")
+    assert train(replace(TINY, n_steps=2), tmp_path / "run", overwrite=True).steps == [0, 1, 2]
+    with pytest.raises(RunError, match="exclude each other"):
+        train(TINY, tmp_path / "run", resume=True, overwrite=True)
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_good_checkpoint(tmp_path):
+    events = []
+    with pytest.raises(DivergenceError, match=r"diverged at step \d+: loss .*nan.*step \d+ is the last good one"):
+        train(replace(TINY, lr=1e30, warmup_steps=0, min_lr=0, log_every=50), tmp_path / "run", progress=events.append)
+    saved = [event for event in events if isinstance(event, Saved)]
+    verify_checkpoint(saved[-1].path)
+    weights = Run(tmp_path / "run").model(saved[-1].step).state_dict().values()
+    assert all(torch.isfinite(weight).all() for weight in weights)
+    assert "nonfinite" in Run(tmp_path / "run").metrics()[-1]
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match="device='cuda:77' cannot be used here"):
+        train(replace(TINY, device="cuda:77"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_compiled_in_place_trains_to_the_same_weights_under_the_same_names(tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_quickly(model):  # dynamo without a C++ compiler behind it
+        compiled.append(model)
+        torch.nn.Module.compile(model, backend="eager")
+
+    monkeypatch.setattr(GPT2, "compile", compile_quickly)
+    plain = train(replace(TINY, n_steps=3), tmp_path / "plain").model(3).state_dict()
+    traced = train(replace(TINY, n_steps=3, compile=True), tmp_path / "compiled").model(3).state_dict()
+    assert len(compiled) == 1
+    assert plain.keys() == traced.keys()
+    for name, weight in plain.items():
+        assert torch.allclose(weight, traced[name], atol=1e-6), name
+
+
+def test_notices_are_only_for_what_a_user_should_know(tmp_path):
+    events = []
+    train(TINY, tmp_path / "run", progress=events.append)
+    assert not [event for event in events if isinstance(event, Notice)]
