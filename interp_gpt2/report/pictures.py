@@ -204,10 +204,10 @@ def last_step_table(section: Probes) -> Table:
     """Probes of one step only: rows are labels, columns what needs no model and then the layers."""
     rows = []
     for probe in (probe for probe in section.probes if not probed_over_time(probe)):
-        row = next((row for row in reversed(probe.accuracy) if row[0] is not None), probe.accuracy[-1])
+        at = next((i for i in reversed(range(len(section.steps))) if probe.accuracy[i][0] is not None), -1)
         beside = (probe.majority, probe.current_token, probe.last_two_tokens, highest_shuffled(probe))
-        rows.append([probe.name, *map(_cell, beside), *map(_cell, row)])
-    return Table("probes-last-step", ["label", "majority", "this token", "last two", "shuffled", *section.layers], rows)
+        rows.append([probe.name, count(section.steps[at]), *map(_cell, beside), *map(_cell, probe.accuracy[at])])
+    return Table("probes-last-step", ["label", "step", "majority", "this token", "last two", "shuffled", *section.layers], rows)
 
 
 def highest_shuffled(probe: Probe) -> float | None:

@@ -161,7 +161,8 @@ def _frame(chart: Chart) -> _Frame:
 
 
 def _y_range(chart: Chart) -> tuple[float, float]:
-    values = [y for line in chart.lines for y in line.y if y is not None] + [rule.y for rule in chart.rules]
+    drawn = [values for line in chart.lines for values in (line.y, line.low, line.high) if values is not None]
+    values = [y for ys in drawn for y in ys if y is not None] + [rule.y for rule in chart.rules]
     if not values:
         return 0.0, 1.0
     low, high = min(values), max(values)

@@ -267,7 +267,8 @@ def _probes(rng: np.random.Generator) -> schema.Probes:
             for s in steps
         ]
         shuffled = [[majority + float(rng.normal(0, 0.004)) for _ in layers] for _ in steps]
-        return schema.Probe(name, measures, 40_000, 10_000, accuracy, shuffled, majority, majority + 0.01, last_two)
+        low, high = ([[value + shift for value in row] for row in accuracy] for shift in (-0.02, 0.015))
+        return schema.Probe(name, measures, 40_000, 10_000, accuracy, shuffled, majority, majority + 0.01, last_two, low, high)
 
     return schema.Probes(
         "interp-gpt2 probe checkpoints/demo-text",
@@ -277,8 +278,16 @@ def _probes(rng: np.random.Generator) -> schema.Probes:
         [
             probe("inside quotes", "Whether the character stands between quotation marks.", 0.78, 0.83, 0.96),
             probe("indentation depth", "How deep the line is indented.", 0.55, 0.62, 0.91),
+            _at_the_last_step(probe("digit", "Whether the character is a digit.", 0.97, 1.0, 0.999)),
         ],
     )
+
+
+def _at_the_last_step(probe: schema.Probe) -> schema.Probe:
+    accuracy, shuffled, low, high = (
+        [[None] * len(row) for row in rows[:-1]] + rows[-1:] for rows in (probe.accuracy, probe.shuffled, probe.low, probe.high)
+    )
+    return replace(probe, accuracy=accuracy, shuffled=shuffled, low=low, high=high)
 
 
 def _neurons(rng: np.random.Generator) -> schema.Neurons:
@@ -291,7 +300,9 @@ def _neurons(rng: np.random.Generator) -> schema.Neurons:
             activations.append(max(-0.17, float(rng.normal(2.2 if inside else 0.0, 0.3))))
         return schema.Context([" " if c == " " else c for c in text], activations, int(np.argmax(activations)), source)
 
-    neuron = schema.Neuron("L2N137", "inside quotes", 0.941, 10_000, [context(f"document {i}") for i in (3, 17, 40)])
+    neuron = schema.Neuron(
+        "L2N137", "inside quotes", 0.941, 10_000, [context(f"document {i}") for i in (3, 17, 40)], 1, 0.92, 0.96, 0.55
+    )
     return schema.Neurons(
         "interp-gpt2 probe RUN --neurons", 2600, "chosen on training documents, measured on test documents", [neuron]
     )

@@ -257,3 +257,12 @@ def test_every_field_of_a_report_is_shown(report: Report) -> None:
     spoken_of = {"phase_change_note", "heads", "format"}  # by words.py, pictures.py and the file itself
     for field in fields(Report):
         assert field.name in spoken_of or f"report.{field.name}" in template
+
+
+def test_a_probe_of_one_step_stands_in_a_table_and_not_in_an_empty_chart(report: Report) -> None:
+    page = render(report)
+    assert "Probes for inside quotes" in page
+    assert "Probes for digit" not in page
+    digit = report.probes.probes[-1]
+    assert f"<tr><td>digit</td><td>2,600</td><td>{digit.majority:.4f}</td>" in page
+    assert f"<td>{digit.accuracy[-1][-1]:.4f}</td></tr>" in page
