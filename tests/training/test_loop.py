@@ -71,9 +71,11 @@ def test_the_same_config_gives_the_same_weights_and_another_seed_others(tmp_path
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_training_learns_a_text_that_repeats(tmp_path):
+def test_training_learns_a_text_that_repeats_and_remembers_where_it_is(tmp_path, monkeypatch):
     (tmp_path / "abc.txt").write_text("abcd\n" * 2000)
-    run = train(replace(TINY, data=str(tmp_path / "abc.txt"), n_steps=60), tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    run = train(replace(TINY, data="abc.txt", n_steps=60), tmp_path / "run")
+    monkeypatch.chdir("/")
     first, last = run.metrics()[0], run.metrics()[-1]
     assert first["val_loss"] == pytest.approx(math.log(5), abs=0.1)
     assert last["val_loss"] < 0.05
