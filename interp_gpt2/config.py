@@ -30,7 +30,8 @@ class GPT2Config:
     eps: float = 1e-5
     attn_only: bool = False
     tied: bool = True  # the unembedding is the embedding
-    bias: bool = True
+    unembed_bias: bool = False  # GPT-2 has none; folding its last layer norm makes one. Only untied: it is lm_head's
+    bias: bool = True  # of layer norms, attention and MLPs
     dropout: float = 0.0
     layer_norm: bool = True  # False only for toy models worked out by hand
     pos_init: PosInit = "normal"  # learned either way; this is where learning starts
@@ -59,6 +60,8 @@ class GPT2Config:
             raise ConfigError(f"act_fn={self.act_fn!r} is not one of {', '.join(get_args(ActFn))}")
         if self.pos_init not in get_args(PosInit):
             raise ConfigError(f"pos_init={self.pos_init!r} is not one of {', '.join(get_args(PosInit))}")
+        if self.unembed_bias and self.tied:
+            raise ConfigError("unembed_bias=True needs tied=False: the bias belongs to an unembedding of its own")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout={self.dropout} must be at least 0 and less than 1")
 
@@ -80,7 +83,7 @@ class GPT2Config:
         attn = 4 * d * heads + (3 * heads + d) * self.bias
         mlp = 0 if self.attn_only else 2 * d * self.d_mlp + (self.d_mlp + d) * self.bias + norm
         ends = (self.d_vocab * (1 if self.tied else 2) + self.n_ctx) * d + norm
-        return self.n_layers * (norm + attn + mlp) + ends
+        return self.n_layers * (norm + attn + mlp) + ends + self.d_vocab * self.unembed_bias
 
 
 def refuse_unknown_fields(config: type, values: Mapping[str, Any]) -> None:

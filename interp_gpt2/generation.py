@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from interp_gpt2.errors import ConfigError
-from interp_gpt2.model import GPT2, KVCache, check_tokens
+from interp_gpt2.inputs import check_tokens
+from interp_gpt2.model import GPT2, KVCache
 
 
 @torch.no_grad()

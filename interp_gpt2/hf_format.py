@@ -116,6 +116,8 @@ def parameters(config: GPT2Config) -> Iterator[Parameter]:
         yield from _weight_and_bias("ln_final", "transformer.ln_f", (d,))
     if not config.tied:
         yield Parameter("lm_head.weight", _HEAD, (config.d_vocab, d))
+    if config.unembed_bias:  # not among the biases that `bias` switches
+        yield Parameter("lm_head.bias", "lm_head.bias", (config.d_vocab,))
 
 
 def _weight_and_bias(ours: str, theirs: str, shape: tuple[int, ...]) -> Iterator[Parameter]:
@@ -141,6 +143,8 @@ def unrepresentable(config: GPT2Config) -> str | None:
         return "layer_norm=False: its blocks always normalise"
     if config.n_heads * config.d_head != config.d_model:
         return f"n_heads={config.n_heads} times d_head={config.d_head} is not d_model={config.d_model}, as it always has it"
+    if config.unembed_bias:
+        return "unembed_bias=True: its unembedding has no bias"
     return None
 
 

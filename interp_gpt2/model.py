@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from interp_gpt2.cache import ActivationCache
 from interp_gpt2.config import GPT2Config
-from interp_gpt2.errors import ConfigError, ContextLengthError, EditError, TokenError
+from interp_gpt2.errors import ConfigError, EditError
 from interp_gpt2.hooks import NO_HOOKS, Hooks, Names, hook_point_names, resolve, resolve_edits
 from interp_gpt2.initialisation import initialise
+from interp_gpt2.inputs import check_mask, check_tokens, positions_and_visible
 
 ACTIVATIONS = {"gelu_new": nn.GELU("tanh"), "gelu": nn.GELU(), "relu": nn.ReLU()}
 
@@ -224,7 +225,7 @@ class GPT2(nn.Module):
             self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
             self.ln_final = LayerNorm(config) if config.layer_norm else NoNorm()
             if not config.tied:
-                self.lm_head = nn.Linear(config.d_model, config.d_vocab, bias=False)
+                self.lm_head = nn.Linear(config.d_model, config.d_vocab, bias=config.unembed_bias)
         if torch.device(device).type != "meta":
             self.to_empty(device="cpu")
             initialise(self, config, seed)
@@ -248,7 +249,7 @@ class GPT2(nn.Module):
         n_past = 0 if past is None else past.n_pos
         if not torch.compiler.is_compiling():
             check_tokens(tokens, self.config, attention_mask, n_past)
-        positions, visible = _positions_and_visible(tokens, attention_mask, n_past)
+        positions, visible = positions_and_visible(tokens.shape[1], attention_mask, n_past, tokens.device)
         if hooks.edits:
             hooks = hooks.for_positions(positions)
         resid = self._embed(tokens, positions, hooks, attention_mask)
@@ -259,27 +260,37 @@ class GPT2(nn.Module):
             past.n_pos += tokens.shape[1]
         return logits
 
-    def embed(self, tokens: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
+    def embed(self, tokens: Tensor, hooks: Hooks = NO_HOOKS, attention_mask: Tensor | None = None) -> Tensor:
         """Token plus position embedding: the residual stream before layer 0, (batch, pos, d_model)."""
-        check_tokens(tokens, self.config)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return self._embed(tokens, positions, hooks.for_positions(positions), None)
+        check_tokens(tokens, self.config, attention_mask)
+        positions, _ = positions_and_visible(tokens.shape[1], attention_mask, 0, tokens.device)
+        return self._embed(tokens, positions, hooks.for_positions(positions), attention_mask)
 
-    def run_blocks(self, resid: Tensor, start: int = 0, stop: int | None = None, hooks: Hooks = NO_HOOKS) -> Tensor:
+    def run_blocks(
+        self,
+        resid: Tensor,
+        start: int = 0,
+        stop: int | None = None,
+        hooks: Hooks = NO_HOOKS,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
         """The stream before layer `stop` (None: after the last) from that before layer `start`. No other layer runs."""
         stop = len(self.blocks) if stop is None else stop
         if not 0 <= start <= stop <= len(self.blocks):
             raise ConfigError(f"blocks {start} to {stop} do not exist; the model's layers are 0 to {len(self.blocks) - 1}")
-        hooks = hooks.for_positions(torch.arange(resid.shape[1], device=resid.device))
+        check_mask(attention_mask, tuple(resid.shape[:2]))
+        positions, visible = positions_and_visible(resid.shape[1], attention_mask, 0, resid.device)
+        hooks = hooks.for_positions(positions)
         for layer in range(start, stop):
-            resid = self.blocks[layer](resid, hooks.at(f"blocks.{layer}"), None)
+            resid = self.blocks[layer](resid, hooks.at(f"blocks.{layer}"), visible)
         return resid
 
     def unembed(self, resid: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """Final layer norm and unembedding: logits (..., d_vocab). On an earlier layer's stream this is the logit lens."""
         final = self.ln_final(resid, hooks.at("ln_final"))
         at = hooks.at("unembed")
-        return at("out", F.linear(at("in", final), (self.wte if self.config.tied else self.lm_head).weight))
+        final = at("in", final)
+        return at("out", F.linear(final, self.wte.weight) if self.config.tied else self.lm_head(final))
 
     def _embed(self, tokens: Tensor, positions: Tensor, hooks: Hooks, attention_mask: Tensor | None) -> Tensor:
         embed = hooks("embed", self.wte(tokens))  # (batch, pos, d_model)
@@ -334,7 +345,7 @@ class GPT2(nn.Module):
 
     # Conveniences that face upward: one line each ----------------------------------------------------------------------
 
-    W_E, W_pos, W_U = weight("W_E"), weight("W_pos"), weight("W_U")
+    W_E, W_pos, W_U, b_U = weight("W_E"), weight("W_pos"), weight("W_U"), weight("b_U")
     W_Q, W_K, W_V, W_O = weight("W_Q"), weight("W_K"), weight("W_V"), weight("W_O")  # (layer, head, ...)
     b_Q, b_K, b_V, b_O = weight("b_Q"), weight("b_K"), weight("b_V"), weight("b_O")
     W_in, b_in, W_out, b_out = weight("W_in"), weight("b_in"), weight("W_out"), weight("b_out")  # (layer, ...)
@@ -357,44 +368,3 @@ class GPT2(nn.Module):
         from interp_gpt2.generation import generate
 
         return generate(self, tokens, max_new_tokens, **sampling)
-
-
-def _positions_and_visible(tokens: Tensor, attention_mask: Tensor | None, n_past: int) -> tuple[Tensor, Tensor | None]:
-    """Absolute positions of the tokens, (pos,) or (batch, pos); and which keys their queries see (None: plain causal)."""
-    n_pos, n_keys = tokens.shape[1], n_past + tokens.shape[1]
-    if attention_mask is None and not n_past:
-        return torch.arange(n_pos, device=tokens.device), None
-    visible = torch.ones(n_pos, n_keys, dtype=torch.bool, device=tokens.device).tril(n_past)  # (query, key)
-    if attention_mask is None:
-        return torch.arange(n_past, n_keys, device=tokens.device), visible
-    real = attention_mask.bool()
-    positions = (real.cumsum(1) - 1).clamp(min=0)[:, n_past:]
-    return positions, (visible & real[:, None, :] & real[:, n_past:, None])[:, None]  # (batch, 1, query, key)
-
-
-def check_tokens(tokens: Tensor, config: GPT2Config, attention_mask: Tensor | None = None, n_past: int = 0) -> None:
-    """Refuse, before any compute, tokens that are no (batch, pos) tensor of ids below d_vocab, at most n_ctx of them."""
-    if not isinstance(tokens, Tensor):
-        raise TokenError(f"tokens must be a tensor (batch, pos) of ids, not {type(tokens).__name__}; encode text first")
-    if tokens.dtype not in (torch.int64, torch.int32):
-        raise TokenError(f"tokens must be int64 (or int32), not {str(tokens.dtype).removeprefix('torch.')}")
-    if tokens.ndim != 2:
-        hint = "; pass tokens[None] for one sequence" if tokens.ndim == 1 else ""
-        raise TokenError(f"tokens must be (batch, pos), not of shape {tuple(tokens.shape)}{hint}")
-    if not tokens.numel():
-        raise TokenError(f"there are no tokens: shape {tuple(tokens.shape)}; a pass needs at least one token")
-    n_pos = n_past + tokens.shape[1]
-    if n_pos > config.n_ctx:
-        raise ContextLengthError(
-            f"{n_pos} tokens do not fit in n_ctx={config.n_ctx}; "
-            + (f"{n_past} are in the KV cache already" if n_past else f"pass tokens[:, :{config.n_ctx}]")
-        )
-    if attention_mask is not None and attention_mask.shape != (tokens.shape[0], n_pos):
-        raise TokenError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {(tokens.shape[0], n_pos)}")
-    if tokens.is_meta:
-        return
-    low, high = (int(end) for end in tokens.aminmax())
-    if low < 0 or high >= config.d_vocab:
-        wrong = low if low < 0 else high
-        batch, pos = (tokens == wrong).nonzero()[0].tolist()
-        raise TokenError(f"token {wrong} at batch {batch}, pos {pos} is not in the vocabulary: ids are 0 to {config.d_vocab - 1}")

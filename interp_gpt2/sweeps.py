@@ -181,7 +181,7 @@ def _digest(value: Any) -> str:
 def _code_hash() -> str:
     """SHA-256 of the sources that turn a checkpoint into numbers: after an edit to the model, stored rows are stale."""
     package = Path(__file__).parent
-    sources = [package / f"{name}.py" for name in ("hooks", "model", "weights", "cache", "hf_format", "generation")]
+    sources = [package / f"{name}.py" for name in ("hooks", "inputs", "model", "weights", "cache", "hf_format", "generation")]
     digest = hashlib.sha256()
     for path in [*sources, *sorted((package / "analysis").glob("*.py"))]:
         if path.exists():

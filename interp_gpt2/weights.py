@@ -33,6 +33,11 @@ def W_U(model: GPT2) -> Float[Tensor, "d_model d_vocab"]:
     return (model.wte if model.config.tied else model.lm_head).weight.T
 
 
+def b_U(model: GPT2) -> Float[Tensor, "d_vocab"]:
+    """Bias of the unembedding: zeros, except in a model whose last layer norm is folded. A view where there is one."""
+    return model.W_U.new_zeros(model.config.d_vocab) if model.config.tied else _bias(model.lm_head)
+
+
 def W_Q(model: GPT2) -> Float[Tensor, "layer head d_model d_head"]:
     """Queries from the normalised stream. A stacked copy."""
     return _stack(model, lambda block: _qkv_weights(block)[0])

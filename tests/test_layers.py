@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "interp_gpt2"
 
 # From top to bottom. Files of one room may import each other; a lower room may import any higher one.
 ROOMS = [
-    "errors", "files", "config", "hooks", "hf_format", "cache", "initialisation", "model", "weights", "generation",
+    "errors", "files", "config", "hooks", "hf_format", "cache", "initialisation", "inputs", "model", "weights", "generation",
     "vocab_bpe", "tokenizers", "convert", "data", "runs", "training", "analysis", "sweeps", "views", "report", "cli",
 ]  # fmt: skip
 

@@ -20,6 +20,7 @@ SHAPES = {
     "no biases": {"bias": False},
     "no layer norm": {"layer_norm": False},
     "untied": {"tied": False},
+    "unembedding bias": {"tied": False, "unembed_bias": True},
     "narrow heads": {"d_head": 5},
     "no layers": {"n_layers": 0},
 }
@@ -369,6 +370,14 @@ def test_padded_sequences_give_the_activations_of_unpadded_ones(any_model, side)
 
 
 @torch.no_grad()
+def test_a_padded_pass_composes_of_its_parts(any_model, tokens):
+    mask = torch.ones_like(tokens)
+    mask[0, :5] = 0
+    resid = any_model.run_blocks(any_model.embed(tokens, attention_mask=mask), attention_mask=mask)
+    assert torch.equal(any_model.unembed(resid), any_model(tokens, attention_mask=mask))
+
+
+@torch.no_grad()
 def test_decoding_with_a_kv_cache_equals_one_pass(any_model, tokens):
     past = KVCache()
     pieces = [any_model(piece, past=past) for piece in tokens.split([5, 1, 1, 5], dim=1)]
@@ -435,6 +444,8 @@ def test_an_unknown_hook_name_is_refused_before_anything_runs(model, tokens):
 def test_a_mask_of_another_shape_and_layers_that_do_not_exist_are_refused(model, tokens):
     with pytest.raises(TokenError, match=r"attention_mask has shape \(2, 3\)"):
         model(tokens, attention_mask=torch.ones(2, 3))
+    with pytest.raises(TokenError, match=r"attention_mask has shape \(2, 3\); expected \(2, 12\)"):
+        model.run_blocks(model.embed(tokens), attention_mask=torch.ones(2, 3))
     with pytest.raises(ConfigError, match="blocks 0 to 3 do not exist"):
         model.run_blocks(model.embed(tokens), stop=3)
 
@@ -446,3 +457,5 @@ def test_a_config_that_describes_no_model_is_refused():
         GPT2Config.from_dict({"n_layer": 3})
     with pytest.raises(ConfigError, match="act_fn='swish' is not one of"):
         GPT2Config(act_fn="swish")
+    with pytest.raises(ConfigError, match="unembed_bias=True needs tied=False"):
+        GPT2Config(unembed_bias=True)

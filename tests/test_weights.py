@@ -8,7 +8,7 @@ from interp_gpt2.errors import ConfigError
 
 NAMES = [name for name in vars(weights) if name.startswith(("W_", "b_"))]
 SHAPES = {  # n_layers=2, n_heads=3, d_head=5, d_model=8, d_mlp=7, d_vocab=11, n_ctx=6
-    "W_E": (11, 8), "W_pos": (6, 8), "W_U": (8, 11),
+    "W_E": (11, 8), "W_pos": (6, 8), "W_U": (8, 11), "b_U": (11,),
     "W_Q": (2, 3, 8, 5), "W_K": (2, 3, 8, 5), "W_V": (2, 3, 8, 5), "W_O": (2, 3, 5, 8),
     "b_Q": (2, 3, 5), "b_K": (2, 3, 5), "b_V": (2, 3, 5), "b_O": (2, 8),
     "W_in": (2, 8, 7), "b_in": (2, 7), "W_out": (2, 7, 8), "b_out": (2, 8),
@@ -20,7 +20,7 @@ def config_of_unequal_sizes(**changes):
     return GPT2Config(**(sizes | changes))
 
 
-@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"tied": False}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"tied": False}, {"tied": False, "unembed_bias": True}], ids=str)
 def test_every_weight_has_its_shape_with_and_without_biases(make_gpt2, changes):
     model = make_gpt2(config_of_unequal_sizes(**changes))
     assert {name: tuple(getattr(weights, name)(model).shape) for name in NAMES} == SHAPES
@@ -28,8 +28,8 @@ def test_every_weight_has_its_shape_with_and_without_biases(make_gpt2, changes):
 
 def test_a_model_without_blocks_has_weights_without_layers(make_gpt2):
     model = make_gpt2(config_of_unequal_sizes(n_layers=0))
-    assert {name: tuple(getattr(weights, name)(model).shape) for name in NAMES[3:]} == {
-        name: (0, *SHAPES[name][1:]) for name in NAMES[3:]
+    assert {name: tuple(getattr(weights, name)(model).shape) for name in NAMES[4:]} == {
+        name: (0, *SHAPES[name][1:]) for name in NAMES[4:]
     }
 
 
@@ -38,7 +38,7 @@ def test_every_weight_is_a_property_of_the_model(make_gpt2):
     assert all(torch.equal(getattr(model, name), getattr(weights, name)(model)) for name in NAMES)
 
 
-@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"tied": False}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"tied": False}, {"tied": False, "unembed_bias": True}], ids=str)
 def test_the_formulas_of_the_literature_hold_between_weights_and_activations(make_gpt2, changes):
     model = make_gpt2(config_of_unequal_sizes(**changes))
     tokens = torch.randint(0, 11, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -56,13 +56,13 @@ def test_the_formulas_of_the_literature_hold_between_weights_and_activations(mak
         assert close(cache["post", layer] @ model.W_out[layer] + model.b_out[layer], cache["mlp_out", layer])
     assert torch.equal(model.W_E[tokens], cache["embed"])
     assert torch.equal(model.W_pos[:6], cache["pos_embed"][0])
-    assert close(cache["unembed.in"] @ model.W_U, cache["unembed.out"])
+    assert close(cache["unembed.in"] @ model.W_U + model.b_U, cache["unembed.out"])
 
 
 def test_embeddings_are_views_and_the_rest_are_copies(make_gpt2):
     model = make_gpt2(config_of_unequal_sizes())
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for name in NAMES[3:]:
+    for name in NAMES[4:]:
         getattr(model, name).data.zero_()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     model.W_U.data[:, 4] = 7

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from interp_gpt2.analysis.rows import Analysis, Row, interval, require_eval, standard_error
 from interp_gpt2.errors import AnalysisError
-from interp_gpt2.model import GPT2, check_tokens
+from interp_gpt2.inputs import check_tokens
+from interp_gpt2.model import GPT2
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ model with dropout is another one there, in eval mode the same.
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ def hooked_state_dict(model: GPT2) -> dict[str, Tensor]:
     for name, norm in model.named_modules():
         if name.rpartition(".")[2] in ("ln1", "ln2", "ln_final") and model.config.layer_norm:
             state |= {f"{name}.w": norm.weight, f"{name}.b": torch.zeros_like(norm.weight) if norm.bias is None else norm.bias}
-    state |= {"unembed.W_U": model.W_U, "unembed.b_U": model.W_U.new_zeros(model.config.d_vocab)}
+    state |= {"unembed.W_U": model.W_U, "unembed.b_U": model.b_U}
     return {name: weight.detach().clone(memory_format=torch.contiguous_format) for name, weight in state.items()}
 
 
@@ -70,8 +70,8 @@ def from_hooked_state_dict(state: Mapping[str, Tensor], config: GPT2Config) -> G
     """The model with these weights, named as `hooked_state_dict` names them: float32, eval mode, a copy.
 
     Raises CheckpointError, naming the tensor, for one that is missing, unexpected or of another shape, and ConversionError
-    for one that `config` has no place for: an unembedding bias, other biases with `bias=False`, an unembedding that is not
-    the embedding with `tied=True`.
+    for one that `config` has no place for: an unembedding bias with `unembed_bias=False`, other biases with `bias=False`,
+    an unembedding that is not the embedding with `tied=True`.
     """
     expected = hooked_state_dict(GPT2(config, device="meta"))
     state = {name: weight for name, weight in state.items() if not name.endswith(_BUFFERS)}
@@ -83,6 +83,7 @@ def from_hooked_state_dict(state: Mapping[str, Tensor], config: GPT2Config) -> G
     ours = {"wte.weight": state["embed.W_E"], "wpe.weight": state["pos_embed.W_pos"]}
     if not config.tied:
         ours["lm_head.weight"] = state["unembed.W_U"].T
+    unembed_bias = {"lm_head.bias": state["unembed.b_U"]} if config.unembed_bias else {}
     for layer in range(config.n_layers):
         block = f"blocks.{layer}"
         q, k, v = (state[f"{block}.attn.W_{name}"].transpose(1, 2).flatten(0, 1) for name in "QKV")
@@ -97,17 +98,18 @@ def from_hooked_state_dict(state: Mapping[str, Tensor], config: GPT2Config) -> G
         if name.endswith((".w", ".b")):  # the layer norms'
             ours[f"{name[:-2]}.{'weight' if name.endswith('w') else 'bias'}"] = state[name]
     kept = {name: weight.contiguous() for name, weight in ours.items() if config.bias or not name.endswith(".bias")}
-    return model_of_state(config, kept)
+    return model_of_state(config, kept | unembed_bias)
 
 
 def _refuse_what_has_no_place(state: Mapping[str, Tensor], config: GPT2Config) -> None:
-    if state["unembed.b_U"].count_nonzero():
+    if not config.unembed_bias and state["unembed.b_U"].count_nonzero():
         raise ConversionError(
-            "unembed.b_U is not zero, and a GPT-2 has no unembedding bias; folding the layer norms makes one: "
-            "convert the model as it was before processing (fold_ln=False)"
+            "unembed.b_U is not zero, but the config says unembed_bias=False; folding the layer norms makes such a bias: "
+            "set unembed_bias=True and tied=False, or convert the model as it was before processing (fold_ln=False)"
         )
     for name, weight in state.items():
-        if not config.bias and name.rpartition(".")[2].startswith("b") and weight.count_nonzero():
+        is_bias = name.rpartition(".")[2].startswith("b") and name != "unembed.b_U"
+        if not config.bias and is_bias and weight.count_nonzero():
             raise ConversionError(f"{name} is not zero, but the config says bias=False")
     if config.tied and not torch.equal(state["unembed.W_U"].T, state["embed.W_E"]):
         raise ConversionError("unembed.W_U is not embed.W_E transposed, but the config says tied=True; set tied=False")
@@ -153,14 +155,24 @@ def _hooked_fields(model: GPT2) -> dict[str, Any]:
 def from_hooked_transformer(hooked: "HookedTransformer") -> GPT2:
     """Our model with the weights of a HookedTransformer, in float32, in eval mode, on its device; a copy.
 
-    It is tied if its unembedding equals its embedding. Raises ConversionError, naming the field, for what a GPT-2 cannot
-    compute: rotary positions, RMS norms, folded layer norms, gated MLPs, grouped heads, and any other field of its config
-    that is not at its default and that we do not know to be harmless.
+    It is tied if its unembedding equals its embedding and has no bias. Folded layer norms ("LNPre", what TransformerLens's
+    `from_pretrained` makes) become layer norms of gain 1 and bias 0, which compute the same. Raises ConversionError, naming
+    the field, for what a GPT-2 cannot compute: rotary positions, RMS norms, gated MLPs, grouped heads, and any other field
+    of its config that is not at its default and that we do not know to be harmless.
     """
     config, state = _config_from_hooked(hooked.cfg), hooked.state_dict()
-    if not torch.equal(state["unembed.W_U"].T, state["embed.W_E"]):
-        config = GPT2Config.from_dict(config.to_dict() | {"tied": False})
-    return from_hooked_state_dict(state, config)
+    if hooked.cfg.normalization_type == "LNPre":
+        state |= _unit_norms(config, state["embed.W_E"])
+    unembed_bias = bool(state["unembed.b_U"].count_nonzero())
+    tied = not unembed_bias and torch.equal(state["unembed.W_U"].T, state["embed.W_E"])
+    return from_hooked_state_dict(state, replace(config, tied=tied, unembed_bias=unembed_bias))
+
+
+def _unit_norms(config: GPT2Config, like: Tensor) -> dict[str, Tensor]:
+    kinds = ("ln1",) if config.attn_only else ("ln1", "ln2")
+    names = ["ln_final", *(f"blocks.{layer}.{kind}" for layer in range(config.n_layers) for kind in kinds)]
+    gains = {f"{name}.w": like.new_ones(config.d_model) for name in names}
+    return gains | {f"{name}.b": like.new_zeros(config.d_model) for name in names}
 
 
 def _config_from_hooked(cfg: "HookedTransformerConfig") -> GPT2Config:
@@ -169,9 +181,8 @@ def _config_from_hooked(cfg: "HookedTransformerConfig") -> GPT2Config:
         value = getattr(cfg, field.name)
         if field.name not in known and value != field.default:
             raise ConversionError(f"{field.name}={value!r} is not a GPT-2's; only {field.default!r} is converted")
-    if cfg.normalization_type not in ("LN", None):
-        hint = ": load it unfolded (fold_ln=False)" if cfg.normalization_type == "LNPre" else ""
-        raise ConversionError(f"normalization_type={cfg.normalization_type!r} is not a GPT-2's layer norm ('LN'){hint}")
+    if cfg.normalization_type not in ("LN", "LNPre", None):
+        raise ConversionError(f"normalization_type={cfg.normalization_type!r} is not a GPT-2's layer norm ('LN')")
     if cfg.act_fn not in _ACT_FNS and not cfg.attn_only:
         raise ConversionError(f"act_fn={cfg.act_fn!r} is not one of {', '.join(_ACT_FNS)}")
     if cfg.original_architecture not in _ARCHITECTURES:
@@ -183,7 +194,7 @@ def _config_from_hooked(cfg: "HookedTransformerConfig") -> GPT2Config:
     return GPT2Config(
         **{name: getattr(cfg, name) for name in _SHARED},
         act_fn=_ACT_FNS.get(cfg.act_fn, "gelu_new"),
-        layer_norm=cfg.normalization_type == "LN",
+        layer_norm=cfg.normalization_type is not None,
     )
 
 

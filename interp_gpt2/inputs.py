@@ -1,0 +1,55 @@
+"""What a pass reads: tokens within the vocabulary and the context, and where padding stands among them."""
+
+import torch
+from torch import Tensor
+
+from interp_gpt2.config import GPT2Config
+from interp_gpt2.errors import ContextLengthError, TokenError
+
+
+def positions_and_visible(
+    n_pos: int, attention_mask: Tensor | None, n_past: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Absolute positions of the tokens, (pos,) or (batch, pos); and which keys their queries see (None: plain causal)."""
+    n_keys = n_past + n_pos
+    if attention_mask is None and not n_past:
+        return torch.arange(n_pos, device=device), None
+    visible = torch.ones(n_pos, n_keys, dtype=torch.bool, device=device).tril(n_past)  # (query, key)
+    if attention_mask is None:
+        return torch.arange(n_past, n_keys, device=device), visible
+    real = attention_mask.bool()
+    positions = (real.cumsum(1) - 1).clamp(min=0)[:, n_past:]
+    return positions, (visible & real[:, None, :] & real[:, n_past:, None])[:, None]  # (batch, 1, query, key)
+
+
+def check_tokens(tokens: Tensor, config: GPT2Config, attention_mask: Tensor | None = None, n_past: int = 0) -> None:
+    """Refuse, before any compute, tokens that are no (batch, pos) tensor of ids below d_vocab, at most n_ctx of them."""
+    if not isinstance(tokens, Tensor):
+        raise TokenError(f"tokens must be a tensor (batch, pos) of ids, not {type(tokens).__name__}; encode text first")
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise TokenError(f"tokens must be int64 (or int32), not {str(tokens.dtype).removeprefix('torch.')}")
+    if tokens.ndim != 2:
+        hint = "; pass tokens[None] for one sequence" if tokens.ndim == 1 else ""
+        raise TokenError(f"tokens must be (batch, pos), not of shape {tuple(tokens.shape)}{hint}")
+    if not tokens.numel():
+        raise TokenError(f"there are no tokens: shape {tuple(tokens.shape)}; a pass needs at least one token")
+    n_pos = n_past + tokens.shape[1]
+    if n_pos > config.n_ctx:
+        raise ContextLengthError(
+            f"{n_pos} tokens do not fit in n_ctx={config.n_ctx}; "
+            + (f"{n_past} are in the KV cache already" if n_past else f"pass tokens[:, :{config.n_ctx}]")
+        )
+    check_mask(attention_mask, (tokens.shape[0], n_pos))
+    if tokens.is_meta:
+        return
+    low, high = (int(end) for end in tokens.aminmax())
+    if low < 0 or high >= config.d_vocab:
+        wrong = low if low < 0 else high
+        batch, pos = (tokens == wrong).nonzero()[0].tolist()
+        raise TokenError(f"token {wrong} at batch {batch}, pos {pos} is not in the vocabulary: ids are 0 to {config.d_vocab - 1}")
+
+
+def check_mask(attention_mask: Tensor | None, shape: tuple[int, int]) -> None:
+    """Refuse an attention mask that is not (batch, pos) of the tokens it goes with."""
+    if attention_mask is not None and tuple(attention_mask.shape) != shape:
+        raise TokenError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {shape}")
