@@ -55,11 +55,10 @@ def train(
         keep_freed_memory()
         gpus = [machine.device] if machine.device.type == "cuda" else []
         with cpu_threads(machine.threads), torch.random.fork_rng(gpus):  # dropout must not disturb the caller's generators
-            model = GPT2(config.model, seed=config.seed)
-            settings = run_settings(config, source, machine, config.model.n_params)
+            settings = run_settings(config, source, machine)
             run = Run(run_dir) if resume else create_run(run_dir, settings, source.tokenizer, overwrite)
             with run_lock(run.path):
-                trainer = Trainer(run, config, source, machine, model, stop, progress)
+                trainer = Trainer(run, config, source, machine, stop, progress)
                 trainer.train_from(trainer.restore() if resume else 0)
     return run
 
@@ -75,14 +74,14 @@ class Trainer:
     """A model on its way through the steps of one run."""
 
     def __init__(
-        self, run: Run, config: TrainConfig, source: Source, machine: Machine, model: GPT2, stop: StopRequest, progress: Progress
+        self, run: Run, config: TrainConfig, source: Source, machine: Machine, stop: StopRequest, progress: Progress
     ) -> None:
         self.run, self.config, self.source, self.machine = run, config, source, machine
         self.stop, self.progress = stop, progress
-        self.model = model.to(machine.device)
+        self.model = GPT2(config.model, seed=config.seed, device=machine.device)
         if config.compile:
-            model.compile()  # in place, so that no name in a checkpoint changes
-        self.optimizer = make_optimizer(model, config)
+            self.model.compile()  # in place, so that no name in a checkpoint changes
+        self.optimizer = make_optimizer(self.model, config)
         self.scheduled = checkpoint_steps(config.checkpoints, config.n_steps)
         self.pending: list[tuple[int, Tensor]] = []  # (step, loss and gradient norm) not looked at yet
         self.clock = time.perf_counter()  # when the tokens began that the next row gives a speed for
@@ -165,8 +164,8 @@ class Trainer:
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 append_metrics(self.run.path, {"step": step, "loss": loss, "grad_norm": grad_norm})
                 raise DivergenceError(
-                    f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}; the checkpoint of step "
-                    f"{self.run.steps[-1]} is the last good one; try a lower lr than {self.config.lr} or a longer warmup_steps"
+                    f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}; the last checkpoint, of step "
+                    f"{self.run.steps[-1]}, is from before; try a lower lr than {self.config.lr} or a longer warmup_steps"
                 )
         self.pending = self.pending[-1:]
         return tuple(values[-1])
@@ -209,7 +208,9 @@ class Trainer:
         rewound = rewind(run, found.step)
         if rewound.removed:
             self.progress(Notice(f"resuming at step {found.step}; {len(rewound.removed)} later checkpoints are made again"))
-        rewrite_settings(run, {**settings, "config": self.config.to_dict()})
+        resumed = {"step": found.step, "fingerprint": self.machine.fingerprint()}
+        config = self.config.to_dict()
+        rewrite_settings(run, {**settings, "config": config, "resumed": [*settings.get("resumed", []), resumed]})
         return found.step
 
     def say_what_changed(self, fingerprint: dict[str, Any], n_steps: int) -> None:

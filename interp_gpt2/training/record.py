@@ -16,12 +16,12 @@ FREE_ON_RESUME = ("n_steps", "device", "threads")
 VERSIONS_OF_DATA = ("python", "numpy", "notes")  # told with the data, but the same tokens are the same tokens
 
 
-def run_settings(config: TrainConfig, source: Source, machine: Machine, n_params: int) -> dict[str, Any]:
+def run_settings(config: TrainConfig, source: Source, machine: Machine) -> dict[str, Any]:
     """What run.json holds: the resolved config, the data's hashes and counts, versions, device, and the code's commit."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": config.to_dict(),
-        "n_params": n_params,
+        "n_params": config.model.n_params,
         "tokenizer": {"kind": source.tokenizer.kind, "d_vocab": source.tokenizer.d_vocab, "sha256": source.tokenizer.sha256},
         "data": source.fingerprint(),
         "fingerprint": machine.fingerprint(),
@@ -36,7 +36,7 @@ def check_resumable(settings: Mapping[str, Any], config: TrainConfig, source: So
     """
     before, now = settings["config"], config.to_dict()
     if now["n_steps"] < before["n_steps"]:
-        raise RunError(f"the run has n_steps={before['n_steps']}, which --resume may raise but not lower to {now['n_steps']}")
+        raise RunError(f"n_steps={before['n_steps']} so far, which --resume may raise but not lower to {now['n_steps']}")
     for name, was, is_ in differences(before, now):
         if name not in FREE_ON_RESUME:
             raise RunError(

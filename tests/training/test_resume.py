@@ -228,6 +228,8 @@ def test_what_makes_a_resumed_run_another_one_is_said(tmp_path):
         Notice("not bit for bit what the uninterrupted run would be: threads 1, now 2"),
         Notice("n_steps was 9: the learning rate goes on along the cosine of 20 steps"),
     ]
+    (resumed,) = Run(tmp_path / "run").settings["resumed"]
+    assert (resumed["step"], resumed["fingerprint"]["threads"]) == (9, 2)
 
 
 def test_resuming_a_finished_run_does_nothing_and_resuming_none_is_an_error(tmp_path):
