@@ -1,6 +1,7 @@
 """Fixtures for every test: one thread, tiny models, fixed seeds."""
 
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import torch
 
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.model import GPT2
+from interp_gpt2.runs.run import Run
+from interp_gpt2.training.config import Checkpoints, TrainConfig
+from interp_gpt2.training.loop import train
 
 torch.set_num_threads(1)  # tests run side by side; two busy pools on two cores are slower than one thread each
 
@@ -53,6 +57,42 @@ def random_gpt2(config: GPT2Config, seed: int = 0) -> GPT2:
 @pytest.fixture
 def make_gpt2() -> Callable[..., GPT2]:
     return random_gpt2
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120,000 characters of made-up text with quotes, capitals, digits and indentation."""
+    draw = random.Random(0)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "so", "did", "its", "friend", "in", "42", "days", "Rome"]
+    lines = []
+    while len(lines) < 3400:
+        sentence = " ".join(draw.choices(words, k=7))
+        if draw.random() < 0.4:
+            sentence = f'he said "{sentence}" once'
+        lines.append(" " * draw.choice((0, 0, 4, 8)) + sentence.capitalize() + ".")
+        if draw.random() < 0.15:
+            lines.append("")
+    path = tmp_path_factory.mktemp("text") / "made-up.txt"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def text_run(text_file: Path) -> Iterator[Run]:
+    """A finished run of 10 steps on the made-up text. Copy it before changing anything in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTERP_GPT2_CACHE", str(text_file.parent / "cache"))
+        model = GPT2Config(n_layers=2, n_heads=2, d_model=16, n_ctx=32)
+        config = TrainConfig(data=str(text_file), model=model, n_steps=10, batch_size=4, eval_every=5)
+        yield train(config, text_file.parent / "tiny")
+
+
+@pytest.fixture(scope="session")
+def markov_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of 9 steps, a checkpoint at each, on Markov chains. Copy it before changing anything in it."""
+    model = GPT2Config(n_layers=2, n_heads=2, d_model=16, n_ctx=16)
+    config = TrainConfig(data="markov", model=model, n_steps=9, batch_size=8, checkpoints=Checkpoints(every=1))
+    return train(config, tmp_path_factory.mktemp("markov") / "chains")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,6 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (a bug), 2 (usage), 3 (diverged), 4 (a file), 130 or 143 (interrupted)."""
-    from interp_gpt2.cli.main import main
+    from interp_gpt2.cli.command_line import run_command
 
-    return main(argv)
+    return run_command(argv)

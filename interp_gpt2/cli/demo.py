@@ -59,9 +59,8 @@ class Demo:
         print("\nopen these in a browser:")
         for _, path in made:
             print(f"  {path}")
-        print(
-            f"\n{time.monotonic() - began:.0f} s in all: {trained - began:.0f} s training, {time.monotonic() - trained:.0f} s reports"
-        )
+        ended = time.monotonic()
+        print(f"\n{ended - began:.0f} s in all: {trained - began:.0f} s training, {ended - trained:.0f} s reports")
 
     def jobs(self) -> list["Job"]:
         """What to train. Raises UsageError where a run is in the way."""

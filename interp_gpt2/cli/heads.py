@@ -1,5 +1,6 @@
 """`interp-gpt2 heads`: what every attention head does, in scores."""
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -88,7 +89,7 @@ class Heads:
         frame = sweep(run, HeadScores(sequences.inputs))
         print(f"{run.name}: the best head by step, on {sequences.are}\n")
         print(best_by_step(frame))
-        print(f"\n{_phase_change(frame)}")
+        print(f"\n{textwrap.fill(_phase_change(frame), 80)}")
         if self.csv is not None:
             print(f"wrote {save_rows(frame, self.csv)}")
 

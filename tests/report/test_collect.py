@@ -1,5 +1,6 @@
 """A report shows what was measured on this run, and says so where something could not be."""
 
+import itertools
 import json
 import math
 import shlex
@@ -86,7 +87,8 @@ def test_heads_are_the_highest_at_the_last_checkpoint(markov_report, markov_run)
     scores = head_scores(markov_run.model(), sequences.inputs)
     for name, finding in markov_report.heads.items():
         label, value = scores[name].best
-        assert (finding.label, finding.score, finding.uniform) == (label, pytest.approx(value), pytest.approx(scores[name].uniform))
+        assert finding.label == label
+        assert (finding.score, finding.uniform) == pytest.approx((value, scores[name].uniform))
     section = markov_report.head_scores
     assert section.heads == ["L0H0", "L0H1", "L1H0", "L1H1"]
     assert all(len(values) == len(section.steps) == 10 for score in section.scores for values in score.values)
@@ -128,7 +130,7 @@ def test_a_damaged_checkpoint_is_an_error_and_not_a_gap(markov_run, tmp_path):
     run = copied(markov_run, tmp_path)
     weights = run.checkpoint(3) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"step 3: .*model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"step-00000003/model\.safetensors is truncated"):
         collect(run, workers=1)
 
 
@@ -163,7 +165,7 @@ def test_chosen_steps_include_both_ends_and_are_dense_early():
     assert chosen[-1] == 2000
     assert len(chosen) <= 6
     assert set(chosen) <= set(steps)
-    gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(chosen)]
     assert gaps == sorted(gaps)
     assert spread_steps([0, 7], 6) == [0, 7]
 
@@ -175,4 +177,4 @@ def test_held_out_sequences_are_spread_over_the_whole_split(text_run):
     rows = [everything.tokens.tolist().index(row) for row in some.tokens.tolist()]
     n = len(everything.tokens)
     assert rows[0] == 0
-    assert all(math.isclose(b - a, n / 5, abs_tol=1) for a, b in zip(rows, rows[1:], strict=False))
+    assert all(math.isclose(b - a, n / 5, abs_tol=1) for a, b in itertools.pairwise(rows))

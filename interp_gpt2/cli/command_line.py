@@ -28,7 +28,7 @@ COMMANDS = {
 USAGE, DIVERGED, FILES, INTERRUPTED = 2, 3, 4, 130  # beside 0, and 1 for a bug
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run_command(argv: Sequence[str] | None = None) -> int:
     """Run a command. A user's mistake is one line on stderr; anything else keeps its traceback, as all do with --debug."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -98,7 +98,7 @@ def overview() -> str:
             *commands,
             "",
             "RUN is a run's directory, one of its checkpoints, or a name under checkpoints/.",
-            "`interp-gpt2 COMMAND --help` shows options and examples; --debug shows tracebacks.",
+            "`interp-gpt2 COMMAND --help` has options and examples; --debug shows tracebacks.",
             "",
             "examples:",
             "  interp-gpt2 demo",

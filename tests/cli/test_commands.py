@@ -1,0 +1,325 @@
+"""The commands, as a user runs them: what they print is what the library computes."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from interp_gpt2 import cli
+from interp_gpt2.analysis.attention_patterns import head_scores
+from interp_gpt2.analysis.logit_lens import logit_lens
+from interp_gpt2.cli import demo, doctor
+from interp_gpt2.cli.command_line import COMMANDS
+from interp_gpt2.generation import generate
+from interp_gpt2.model import GPT2
+from interp_gpt2.report.inputs import HEAD_SEQUENCES, held_out
+from interp_gpt2.report.schema import report_from_json
+from interp_gpt2.runs.run import Run
+from interp_gpt2.sweeps import load_rows
+from interp_gpt2.training.config import load_recipe
+from interp_gpt2.training.events import Finished, Logged, Notice, Started
+
+ROOT = Path(cli.__file__).parents[2]
+HEAVY = {"torch", "numpy", "pandas", "transformers", "matplotlib", "sklearn", "datasets", "transformer_lens", "jinja2"}
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def printed(capsys, *words: object) -> str:
+    assert cli.main([str(word) for word in words]) == 0
+    return capsys.readouterr().out
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """The lines of an aligned table by their first word."""
+    return {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+
+
+def as_process(*words: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)
+
+
+# Help -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_that_the_command_understands(command, capsys):
+    text = printed(capsys, command, "--help")
+    assert text.startswith(f"usage: interp-gpt2 {command}")
+    assert f"\n  interp-gpt2 {command}" in text.partition("example")[2]
+    assert "╭" not in text
+    prose = text.partition("\nexample")[0]
+    assert max(map(len, prose.splitlines())) <= 80
+
+
+def test_every_command_is_in_the_overview(capsys):
+    text = printed(capsys)
+    assert text == printed(capsys, "--help")
+    assert all(f"\n  {name:<9} {does}\n" in text for name, does in COMMANDS.items())
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_takes_less_than_half_a_second(command):
+    words = ["--help"] if command is None else [command, "--help"]
+    took = []
+    for _ in range(3):  # processor time, of the quickest: other tests run beside this one
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = as_process("-m", "interp_gpt2", *words)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.returncode == 0
+        if took[-1] < 0.5:
+            return
+    pytest.fail(f"--help took {min(took):.2f} s of processor time")
+
+
+def test_help_and_usage_errors_import_nothing_heavy():
+    calls = "; ".join(f"cli.main([{name!r}, '--help']); cli.main([{name!r}, '--xyzzy'])" for name in COMMANDS)
+    code = f"import sys; from interp_gpt2 import cli; {calls}; print(sorted(set(sys.modules) & {HEAVY!r}), file=sys.stderr)"
+    assert as_process("-c", code).stderr.splitlines()[-1] == "[]"
+
+
+# Looking ----------------------------------------------------------------------------------------------------------------
+
+
+def test_heads_prints_the_scores_beside_the_uniform_heads(capsys, markov_run):
+    rows = table(printed(capsys, "heads", markov_run.path))
+    scores = head_scores(markov_run.model(), held_out(markov_run.source(), 16, HEAD_SEQUENCES).inputs)
+    for place, metric in enumerate(("previous_token", "duplicate_token", "induction", "first_token", "entropy")):
+        score = scores[metric]
+        assert rows["uniform"][place] == f"{score.uniform:.3f}"
+        assert rows["best"][place] == score.best[0]
+        for label in ("L0H0", "L0H1", "L1H0", "L1H1"):
+            assert rows[label][place] == f"{score.value[int(label[1]), int(label[3])]:.3f}"
+
+
+def test_heads_of_all_steps_go_to_a_table(capsys, markov_run, tmp_path):
+    text = printed(capsys, "heads", markov_run.path, "--all", "--csv", "heads.csv")
+    assert "induction: no phase change" in text
+    assert text.splitlines()[-1] == "wrote heads.csv"
+    frame = load_rows(tmp_path / "heads.csv")
+    assert list(frame.step.unique()) == markov_run.steps
+    last = frame[(frame.step == 9) & (frame.metric == "induction")]
+    best = last.loc[last.value.idxmax()]
+    assert f"{best.value:.3f} {best.label}" in next(line for line in text.splitlines() if line.startswith("9 "))
+    once = printed(capsys, "heads", markov_run.path, "--step", "4", "--csv", "step4.csv")
+    assert "step 4" in once
+    assert set(load_rows(tmp_path / "step4.csv").step) == {4}
+
+
+def test_a_checkpoint_and_a_name_are_other_ways_to_say_a_run(capsys, markov_run, tmp_path):
+    shutil.copytree(markov_run.path, tmp_path / "checkpoints" / "chains")
+    wanted = printed(capsys, "heads", markov_run.path, "--step", "4")
+    assert printed(capsys, "heads", markov_run.checkpoint(4)) == wanted
+    assert printed(capsys, "heads", "chains", "--step", "4") == wanted
+    assert printed(capsys, "heads", "chains/step-00000004") == wanted
+
+
+def test_lens_prints_the_layers_from_the_last_to_the_embedding(capsys, markov_run):
+    text = printed(capsys, "lens", markov_run.path, "ABCABC", "--target", "D")
+    tokenizer, model = markov_run.tokenizer(), markov_run.model()
+    tokens = torch.tensor([tokenizer.encode("ABCABC")])
+    lens = logit_lens(model, tokens, torch.full_like(tokens, tokenizer.encode("D")[0]))
+    lines = text.splitlines()
+    assert lines[2].split() == list("ABCABC")
+    for line, layer in zip(lines[3:6], (2, 1, 0), strict=True):
+        assert line.split() == [lens.labels[layer], *(tokenizer.labels[token] for token in lens.top_tokens[layer, 0, :, 0])]
+    for line, layer in zip(lines[-3:], (2, 1, 0), strict=True):
+        rank, probability, kl, entropy = line.split()[1:5]
+        assert int(rank) == lens.target_rank[layer, 0, -1]
+        assert probability == f"{float(lens.target_probability[layer, 0, -1]):.3f}"
+        assert (kl, entropy) == (f"{float(lens.kl[layer, 0, -1]):.2f}", f"{float(lens.entropy[layer, 0, -1]):.2f}")
+
+
+def test_what_is_printed_fits_in_80_columns(capsys, text_run, markov_run):
+    prompt = "The cat sat on a mat and so did it"[: text_run.config.n_ctx].lower()
+    texts = [printed(capsys, "lens", text_run.path, prompt), printed(capsys, "heads", text_run.path)]
+    texts += [printed(capsys, "heads", markov_run.path, "--all"), printed(capsys, "runs", text_run.path.parent)]
+    assert "positions do not fit in 80 columns" in texts[0]
+    assert max(len(line) for text in texts for line in text.splitlines()[1:]) <= 80
+
+
+def test_generate_is_the_librarys_generate(capsys, text_run):
+    text = printed(capsys, "generate", text_run.path, "the cat", "--max-new-tokens", 12, "--seed", 3, "--top-k", 5)
+    tokenizer = text_run.tokenizer()
+    tokens = generate(text_run.model(), torch.tensor([tokenizer.encode("the cat")]), 12, top_k=5, seed=3)
+    assert text == tokenizer.decode(tokens[0].tolist()) + "\n"
+    greedy = printed(capsys, "generate", text_run.path, "the cat", "--temperature", 0, "--step", 1)
+    assert greedy == printed(capsys, "generate", text_run.checkpoint(1), "the cat", "--temperature", 0, "--seed", 9)
+
+
+def test_runs_lists_steps_losses_and_sizes(capsys, markov_run):
+    row = table(printed(capsys, "runs", markov_run.path.parent))["chains"]
+    last = markov_run.metrics()[-1]
+    assert row[:5] == ["9", "9", "10", f"{last['loss']:.3f}", f"{last['val_loss']:.3f}"]
+
+
+def test_report_names_what_it_wrote_and_its_sweeps_are_not_done_twice(capsys, markov_run, tmp_path):
+    text = printed(capsys, "report", markov_run.path, "--out", "here", "--workers", 1)
+    assert text.startswith("No phase change found")
+    assert "without probes: markov is no text" in text
+    assert "wrote here/report.html and report.json in" in text
+    report = report_from_json((tmp_path / "here" / "report.json").read_text("utf-8"))
+    assert report.run.name == "chains"
+    before = {path: path.stat().st_mtime_ns for path in (markov_run.path / "sweeps").rglob("*.json")}
+    printed(capsys, "report", markov_run.path, "--out", "here")
+    assert {path: path.stat().st_mtime_ns for path in (markov_run.path / "sweeps").rglob("*.json")} == before
+
+
+# Training and converting -------------------------------------------------------------------------------------------------
+
+
+def test_train_takes_its_config_from_the_recipe_and_the_options(capsys, text_file):
+    words = ["--steps", 3, "--n-layers", 1, "--n-heads", 2, "--d-model", 8, "--n-ctx", 16, "--seed", 5, "--checkpoint-every", 3]
+    text = printed(capsys, "train", "--data", text_file, *words)
+    assert "wrote checkpoints/made-up-seed5: 4 checkpoints" in text
+    assert "next: interp-gpt2 report checkpoints/made-up-seed5" in text
+    run = Run(Path("checkpoints") / "made-up-seed5")
+    assert run.steps == [0, 1, 2, 3]
+    config = run.settings["config"]
+    recipe = load_recipe("text").to_dict()
+    assert {name: config[name] for name in ("lr", "batch_size", "schedule")} == {
+        name: recipe[name] for name in ("lr", "batch_size", "schedule")
+    }
+    assert (run.config.d_head, run.config.d_mlp, config["seed"], config["n_steps"]) == (4, 32, 5, 3)
+    words[1] = 4
+    assert "5 checkpoints" in printed(capsys, "train", "--data", text_file, *words, "--resume")
+
+
+def test_resuming_needs_only_the_directory(capsys, markov_run, tmp_path):
+    shutil.copytree(markov_run.path, tmp_path / "chains")
+    assert "wrote chains: 11 checkpoints" in printed(capsys, "train", "--out", "chains", "--resume", "--steps", 10)
+
+
+def test_progress_without_a_terminal_is_lines(capsys):
+    from interp_gpt2.cli.progress import TrainingBars
+
+    with TrainingBars(["a", "bb"]) as bars:
+        bars("a", Started(0, 100, 5000, 64))
+        bars("a", Logged({"step": 10, "loss": 2.0}))
+        bars("a", Logged({"step": 50, "loss": 1.5, "val_loss": 1.6, "tokens_per_s": 12345.6}))
+        bars("bb", Notice("something to know"))
+        bars("a", Finished(100, 12.3))
+    assert capsys.readouterr().err.splitlines() == [
+        "a: 5,000 parameters, step 0 of 100",
+        "a: step 50 of 100, loss 1.500, val 1.600, 12,346 tok/s",
+        "bb: something to know",
+        "a: 100 steps in 12 s",
+    ]
+
+
+def test_progress_in_a_terminal_is_a_bar_a_run(capsys, monkeypatch):
+    from interp_gpt2.cli.progress import TrainingBars
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with TrainingBars(["a", "bb"]) as bars:
+        for name in ("a", "bb"):
+            bars(name, Started(0, 100, 5000, 64))
+        bars("a", Logged({"step": 50, "loss": 1.5, "val_loss": 1.6, "tokens_per_s": 12345.6}))
+    shown = capsys.readouterr().err
+    assert re.search(r"a +50%\|.*50/100.*loss 1.500 val 1.600 12,346 tok/s", shown)
+    assert re.search(r"bb +0%", shown)
+
+
+def test_a_converted_model_is_loaded_by_transformers_with_the_same_logits(capsys, text_run):
+    transformers = pytest.importorskip("transformers")
+    assert 'from_pretrained("hf")' in printed(capsys, "convert", text_run.path, "--to", "huggingface", "--out", "hf", "--step", 4)
+    loaded = transformers.GPT2LMHeadModel.from_pretrained("hf", attn_implementation="eager").eval()
+    tokens = torch.tensor([text_run.tokenizer().encode("the cat sat")])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(tokens).logits, text_run.model(4)(tokens), atol=1e-5, rtol=0)
+    assert printed(capsys, "generate", "hf", "the cat") == printed(capsys, "generate", text_run.checkpoint(4), "the cat")
+
+
+def test_a_model_converted_for_transformer_lens_is_loaded_by_it(capsys, text_run):
+    from interp_gpt2.convert.transformer_lens import from_hooked_state_dict
+
+    safetensors = pytest.importorskip("safetensors.torch")
+    printed(capsys, "convert", text_run.checkpoint(4), "--to", "transformer-lens", "--out", "tl")
+    state = safetensors.load_file("tl/state_dict.safetensors")
+    fields = json.loads(Path("tl/config.json").read_text())
+    assert {"n_layers", "d_model", "act_fn", "normalization_type"} <= fields.keys()
+    back = from_hooked_state_dict(state, text_run.config)
+    assert all(torch.equal(a, b) for a, b in zip(back.parameters(), text_run.model(4).parameters(), strict=True))
+
+
+def test_what_hugging_face_cannot_compute_is_not_written_for_it(capsys, tmp_path, make_gpt2, config):
+    model = make_gpt2(replace(config, attn_only=True, d_vocab=256))
+    model.save(tmp_path / "attention-only")
+    from interp_gpt2.tokenizers import ByteTokenizer
+
+    ByteTokenizer().save(tmp_path / "attention-only")
+    assert cli.main(["convert", "attention-only", "--to", "huggingface", "--out", "hf"]) in (2, 4)
+    assert not (tmp_path / "hf").exists()
+    assert isinstance(GPT2.from_pretrained, object)
+
+
+def test_doctor_says_what_is_there_and_never_waits_long(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    (tmp_path / "vocab.bpe").write_text("damaged")
+    began = time.monotonic()
+    text = printed(capsys, "doctor")
+    assert time.monotonic() - began < 10
+    assert f"torch {torch.__version__}" in " ".join(text.split())
+    assert f"{tmp_path / 'vocab.bpe'}: damaged" in text
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE is set" in printed(capsys, "doctor")
+
+
+def test_a_silent_network_is_given_two_seconds(monkeypatch):
+    def silent(address, timeout):
+        time.sleep(4)
+        raise TimeoutError
+
+    monkeypatch.setattr(doctor.socket, "create_connection", silent)
+    began = time.monotonic()
+    assert not doctor._answers()
+    assert time.monotonic() - began < 2.5
+
+
+def test_doctor_knows_what_works_with_each_transformer_lens():
+    assert "HookedTransformer and" in doctor.transformer_lens_line("3.9.0")
+    assert "'transformer-lens<4'" in doctor.transformer_lens_line("4.3.0")
+    assert "not installed" in doctor.transformer_lens_line(None)
+
+
+# The demo ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_trains_two_models_and_writes_two_reports(capsys, monkeypatch, tmp_path):
+    def small(name):
+        recipe = load_recipe(name)
+        model = replace(recipe.model, d_model=16, d_head=8, d_mlp=64, n_heads=2, n_ctx=16)
+        return replace(recipe, data="markov", model=model, n_steps=3, batch_size=2)
+
+    monkeypatch.setattr("interp_gpt2.training.config.load_recipe", small)
+    text = printed(capsys, "demo", "--out", "runs")
+    for name in demo.DEMO:
+        assert f"  runs/{name}/report.html" in text
+        assert (tmp_path / "runs" / name / "report.json").exists()
+        assert f"{name}: No phase change found" in text
+    assert re.search(r"\d+ s in all: \d+ s training, \d+ s reports", text)
+    again = demo.Demo(out=Path("runs"), study=True, resume=True, seed=0).jobs()
+    assert [(job.name, job.resume) for job in again] == [
+        ("demo-text", True),
+        ("demo-induction", True),
+        ("demo-induction-ordinary-positions", False),
+        ("demo-induction-one-layer", False),
+        ("demo-induction-seed1", False),
+        ("demo-induction-seed2", False),
+    ]
+    assert [job.config.seed for job in again] == [0, 0, 0, 0, 1, 2]
