@@ -173,12 +173,14 @@ def head_table(score: HeadScore, section: HeadScores) -> Table:
 
 
 def probe_figure(probe: Probe, section: Probes, report: Report) -> Markup:
-    """Accuracy by step, one line a layer from dark to bright, the interval of the best; what needs no model dashed."""
+    """Accuracy by step, one line a layer from dark to bright, the best one with its interval; what needs no model dashed."""
     n = len(section.layers)
     best = max(range(n), key=lambda i: probe.accuracy[-1][i] or 0.0)
     lines = []
     for i, layer in enumerate(section.layers):
-        low, high = ([row[i] for row in end] if end and i == best else None for end in (probe.low, probe.high))
+        # One interval, at the last step: bands of every layer would hide the lines.
+        before = [None] * (len(section.steps) - 1)
+        low, high = ([*before, end[-1][i]] if end and i == best else None for end in (probe.low, probe.high))
         lines.append(Line(layer, section.steps, [row[i] for row in probe.accuracy], f"s{_shade(i, n)}", low, high, dots=True))
     rules = [
         Rule(f"{label} {value:.2f}", value)
@@ -206,7 +208,9 @@ def last_step_table(section: Probes) -> Table:
     for probe in (probe for probe in section.probes if not probed_over_time(probe)):
         at = next((i for i in reversed(range(len(section.steps))) if probe.accuracy[i][0] is not None), -1)
         beside = (probe.majority, probe.current_token, probe.last_two_tokens, highest_shuffled(probe))
-        rows.append([probe.name, count(section.steps[at]), *map(_cell, beside), *map(_cell, probe.accuracy[at])])
+        rows.append(
+            [probe.name.replace("_", " "), count(section.steps[at]), *map(_cell, beside), *map(_cell, probe.accuracy[at])]
+        )
     return Table("probes-last-step", ["label", "step", "majority", "this token", "last two", "shuffled", *section.layers], rows)
 
 

@@ -268,7 +268,7 @@ class Report:
     """All of report.json.
 
     `phase_change` is None when none was found, and `phase_change_note` then says why not, as the end of the sentence
-    "No phase change found: ..." (else it may be empty).
+    "Phase change: none; ..." (else it may be empty).
     `heads` maps a score's name to the head that has most of it; `omitted` maps the name of an absent section to the
     reason; `versions` and `hashes` make the footer. `format` names this layout.
     """

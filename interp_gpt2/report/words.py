@@ -13,6 +13,12 @@ def verdict(report: Report) -> str:
     return f"{_change(report)}{_heads(report)}"
 
 
+def change_sentence(report: Report) -> str:
+    """Why no phase change was found, or an empty string if one was."""
+    note = report.phase_change_note.rstrip(".") if report.phase_change is None else ""
+    return f"Phase change: none; {note}." if note else ""
+
+
 def loss_sentence(report: Report) -> str:
     """The last validation loss beside the lowest reference, or an empty string without a loss."""
     if report.loss is None:
@@ -35,8 +41,7 @@ def loss_sentence(report: Report) -> str:
 def _change(report: Report) -> str:
     change = report.phase_change
     if change is None:
-        why = f": {report.phase_change_note.rstrip('.')}" if report.phase_change_note else ""
-        return f"No phase change found{why}."
+        return "No phase change found."
     return f"Changed phase at step {count(change.step)} (width {count(change.width)})"
 
 
@@ -75,6 +80,17 @@ def with_error(value: float | None, stderr: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.3f} ± {stderr:.3f}" if stderr else f"{value:.3f}"
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital letter and a full stop."""
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def short_hash(value: Any) -> str | None:
+    """The beginning of a hash, or None for what is none."""
+    is_hash = isinstance(value, str) and len(value) >= 40 and set(value) <= set("0123456789abcdef")
+    return value[:12] + "…" if is_hash else None
 
 
 def fact(value: Any) -> str:

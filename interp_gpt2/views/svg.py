@@ -20,7 +20,8 @@ CHAR_WIDTH = 7.0  # of the label font, estimated generously: no font is at hand 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. None in `y` is a gap. `low` and `high` draw a band; `dots` marks the points; `name` is what hovering says."""
+    """One curve. None in `y` is a gap. `low` and `high` draw a band, or a bar where a single point has them; `dots` marks
+    the points; `name` is what hovering says."""
 
     label: str
     x: Sequence[float]
@@ -147,11 +148,12 @@ def _frame(chart: Chart) -> _Frame:
     margin = max((len(_short(label, chart)) for label in labels), default=0) * CHAR_WIDTH + 14
     xs = [x for line in chart.lines for x in line.x] or [0.0, 1.0]
     low, high = chart.y_range or _y_range(chart)
+    top, bottom = 12, height - 44
     return _Frame(
-        left=44,
-        top=12,
+        left=26 + 6.4 * max(map(len, tick_texts(_y_ticks(low, high, bottom - top))), default=0),
+        top=top,
         right=width - max(margin, 18),
-        bottom=height - 44,
+        bottom=bottom,
         x_min=min(xs) if chart.x_scale == LINEAR else 0.0,
         x_max=max(xs),
         y_min=low,
@@ -192,6 +194,10 @@ def _window(chart: Chart, frame: _Frame) -> list[Markup]:
     ]
 
 
+def _y_ticks(low: float, high: float, height: float) -> list[float]:
+    return ticks(low, high, max(2, round(height / 38)))
+
+
 def _vertical(css: str, x: float, top: float, bottom: float, value: float) -> Markup:
     x = round(x, 1)
     return tag("line", {"class": css, "x1": x, "x2": x, "y1": top, "y2": bottom, "data-x": f"{value:g}"})
@@ -199,7 +205,7 @@ def _vertical(css: str, x: float, top: float, bottom: float, value: float) -> Ma
 
 def _y_axis(chart: Chart, frame: _Frame) -> list[Markup]:
     parts = []
-    values = ticks(frame.y_min, frame.y_max, max(2, round((frame.bottom - frame.top) / 38)))
+    values = _y_ticks(frame.y_min, frame.y_max, frame.bottom - frame.top)
     for value, text in zip(values, tick_texts(values), strict=True):
         y = round(frame.y(value), 1)
         parts.append(tag("line", {"class": "grid", "x1": frame.left, "x2": frame.right, "y1": y, "y2": y}))
@@ -300,6 +306,9 @@ def _band(line: Line, frame: _Frame) -> Markup:
         for x, low, high in zip(line.x, line.low or (), line.high or (), strict=True)
         if low is not None and high is not None
     ]
+    if len(ends) == 1:
+        ((x, low, high),) = ends
+        return _vertical("bar", frame.x(x), round(frame.y(high), 1), round(frame.y(low), 1), x)
     edge = [(x, high) for x, _, high in ends] + [(x, low) for x, low, _ in reversed(ends)]
     points = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in edge)
     return tag("polygon", {"class": "band", "points": points, "data-x": " ".join(f"{x:g}" for x, _ in edge)})

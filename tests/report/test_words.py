@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from interp_gpt2.report.schema import HeadFinding, Report
-from interp_gpt2.report.words import fact, loss_sentence, verdict
+from interp_gpt2.report.words import change_sentence, fact, loss_sentence, verdict
 
 
 def test_a_phase_change_is_told_with_its_heads_and_their_yardsticks(report: Report) -> None:
@@ -17,10 +17,10 @@ def test_a_phase_change_is_told_with_its_heads_and_their_yardsticks(report: Repo
 
 def test_without_a_phase_change_the_reason_is_told(report: Report) -> None:
     found = replace(report, phase_change=None, phase_change_note="rise 0.05, 0.2 needed")
-    assert verdict(found) == (
-        "No phase change found: rise 0.05, 0.2 needed. The strongest induction head is L1H0 (0.71; a uniform head scores 0.06)."
-    )
-    assert verdict(replace(found, phase_change_note="", heads={})) == "No phase change found."
+    assert verdict(found) == "No phase change found. The strongest induction head is L1H0 (0.71; a uniform head scores 0.06)."
+    assert change_sentence(found) == "Phase change: none; rise 0.05, 0.2 needed."
+    assert verdict(replace(found, heads={})) == "No phase change found."
+    assert change_sentence(report) == ""
 
 
 def test_a_head_hardly_above_uniform_did_not_become_anything(report: Report) -> None:
