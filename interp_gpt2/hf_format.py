@@ -287,7 +287,7 @@ def state_to_hf(state: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Te
     reason = unrepresentable(config)
     if reason:
         raise ConversionError(f"Hugging Face's GPT-2 cannot represent {reason}")
-    check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, our_shapes(config))
+    check_our_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, config)
     dtype, device = state["wte.weight"].dtype, state["wte.weight"].device
     theirs = {}
     for p in parameters(config):
@@ -327,6 +327,7 @@ def state_from_hf(tensors: Mapping[str, Tensor], config: GPT2Config) -> dict[str
 
 def check_hf_shapes(shapes: Mapping[str, tuple[int, ...]], config: GPT2Config) -> None:
     """Refuse, by name, tensors that are not those Hugging Face's GPT-2 with this config has. Needs no values."""
+    _check_layers(shapes, config)
     found: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
         full = _with_prefix(name)
@@ -338,6 +339,17 @@ def check_hf_shapes(shapes: Mapping[str, tuple[int, ...]], config: GPT2Config) -
     if config.tied and _HEAD in found:
         expected[_HEAD] = (config.d_vocab, config.d_model)
     check_shapes(found, expected)
+
+
+def check_our_shapes(shapes: Mapping[str, tuple[int, ...]], config: GPT2Config) -> None:
+    """The same for tensors under our names."""
+    _check_layers(shapes, config)
+    check_shapes(shapes, our_shapes(config))
+
+
+def _check_layers(shapes: Mapping[str, tuple[int, ...]], config: GPT2Config) -> None:
+    if config.n_layers > len(shapes):  # before every tensor of a trillion layers is listed
+        raise CheckpointError(f"{len(shapes)} tensors cannot be those of a model with n_layers={config.n_layers}")
 
 
 def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:

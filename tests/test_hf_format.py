@@ -1,6 +1,7 @@
 """Hugging Face's names, shapes and config: both ways without loss, and every difference refused by name."""
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from interp_gpt2.errors import CheckpointError, ConversionError
 from interp_gpt2.hf_format import (
     OURS,
     check_hf_shapes,
+    check_our_shapes,
     config_from_hf,
     config_to_hf,
     our_shapes,
@@ -287,4 +289,21 @@ def test_whole_numbers_are_not_weights(tiny: GPT2Config, theirs: dict[str, torch
 def test_shapes_are_checked_without_values(tiny: GPT2Config) -> None:
     check_hf_shapes({p.theirs: p.their_shape for p in parameters(tiny)}, tiny)
     with pytest.raises(CheckpointError, match=r"\(and 27 more\)"):
-        check_hf_shapes({}, tiny)
+        check_hf_shapes({"lm_head.weight": (11, 8), "score.weight": (1,)}, tiny)
+    for check in (check_hf_shapes, check_our_shapes):
+        with pytest.raises(CheckpointError, match="n_layers=1000000000000"):  # at once, not after listing them
+            check({}, GPT2Config(**TINY | {"n_layers": 10**12}))
+
+
+def test_500_random_configs_are_read_or_refused_and_nothing_else() -> None:
+    draw = random.Random(0)
+    values = [None, True, False, -1, 0, 1, 2, 10**30, 0.5, -1e400, "", "gelu", "gpt2", [], [1], {}, {"a": 1}]
+    refused = 0
+    for _ in range(500):
+        fields = {"n_embd": 8, "n_head": 2, "n_layer": 1, OURS: GPT2Config(**TINY).to_dict()}
+        fields |= {name: draw.choice(values) for name in draw.sample([*PUBLISHED, OURS, "dtype", "hidden_size", "x"], 2)}
+        if draw.random() < 0.5 and isinstance(fields[OURS], dict):
+            fields[OURS] = fields[OURS] | {draw.choice([*GPT2Config().to_dict(), "x"]): draw.choice(values)}
+            fields["model_type"] = draw.choice(["gpt2", "interp_gpt2"])
+        refused += isinstance(config_or_refusal(fields), str)
+    assert refused > 100

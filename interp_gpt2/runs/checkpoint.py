@@ -25,10 +25,9 @@ from interp_gpt2.hf_format import (
     NATIVE_MODEL_TYPE,
     OURS,
     check_hf_shapes,
-    check_shapes,
+    check_our_shapes,
     config_from_hf,
     config_to_hf,
-    our_shapes,
     state_from_hf,
     state_to_hf,
     unrepresentable,
@@ -130,7 +129,7 @@ def _model_files(state: Mapping[str, Tensor], config: GPT2Config, tokenizer: Sav
     if unrepresentable(config) is None:
         fields, name, tensors = config_to_hf(config, eos), HF_WEIGHTS, state_to_hf(state, config)
     else:
-        check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, our_shapes(config))
+        check_our_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, config)
         fields = {"model_type": NATIVE_MODEL_TYPE, "bos_token_id": eos, "eos_token_id": eos}
         name, tensors = NATIVE_WEIGHTS, dict(state)
     return {name: tensors_to_bytes(tensors), CONFIG: render(fields | {OURS: config.to_dict()})}
@@ -195,7 +194,7 @@ def load_weights(step_dir: Path | str, verify: bool = True) -> tuple[GPT2Config,
     try:
         config = config_from_hf(fields)
         if native:
-            check_shapes(shapes, our_shapes(config))
+            check_our_shapes(shapes, config)
         else:
             check_hf_shapes(shapes, config)
         tensors = tensors_of_bytes(contents[manifest.weights], where)

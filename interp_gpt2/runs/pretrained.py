@@ -18,7 +18,7 @@ from torch import Tensor
 from interp_gpt2.config import SIZES, GPT2Config
 from interp_gpt2.convert.huggingface import model_of_state
 from interp_gpt2.errors import CheckpointError, ConversionError
-from interp_gpt2.hf_format import NATIVE_MODEL_TYPE, check_hf_shapes, check_shapes, config_from_hf, our_shapes, state_from_hf
+from interp_gpt2.hf_format import NATIVE_MODEL_TYPE, check_hf_shapes, check_our_shapes, config_from_hf, state_from_hf
 from interp_gpt2.model import GPT2
 from interp_gpt2.runs.checkpoint import load_weights
 from interp_gpt2.runs.manifest import CONFIG, HF_WEIGHTS, MANIFEST, NATIVE_WEIGHTS, step_of_name
@@ -72,7 +72,7 @@ def _native_state(path: Path, config: GPT2Config) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is missing")
     header = header_of_file(path)
     check_weight_dtypes(header, path)
-    check_shapes({name: info.shape for name, info in header.items()}, our_shapes(config))
+    check_our_shapes({name: info.shape for name, info in header.items()}, config)
     return tensors_of_file(path)
 
 

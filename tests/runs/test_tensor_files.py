@@ -80,6 +80,7 @@ def test_transposed_and_differentiable_tensors_are_written_as_they_look() -> Non
         (file_of({"a": entry() | {"more": 1}}, b"x" * 8), "no tensor under 'a'"),
         (file_of({"a": None}), "no tensor under 'a'"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_header_that_lies_is_refused(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "weights"
