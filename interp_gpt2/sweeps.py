@@ -179,13 +179,11 @@ def _digest(value: Any) -> str:
 
 @lru_cache(maxsize=1)
 def _code_hash() -> str:
-    """SHA-256 of the sources that turn a checkpoint into numbers: after an edit to the model, stored rows are stale."""
+    """SHA-256 of the sources that can turn a checkpoint into numbers: after an edit to the model, stored rows are stale."""
     package = Path(__file__).parent
-    sources = [package / f"{name}.py" for name in ("hooks", "inputs", "model", "weights", "cache", "hf_format", "generation")]
     digest = hashlib.sha256()
-    for path in [*sources, *sorted((package / "analysis").glob("*.py"))]:
-        if path.exists():
-            digest.update(path.read_bytes())
+    for path in [*sorted(package.glob("*.py")), *sorted((package / "analysis").glob("*.py"))]:
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -65,7 +65,7 @@ class Misspelt(Analysis):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    run = create_run(tmp_path / "tiny", {"seed": 3})
+    run = create_run(tmp_path / "tiny", {"config": {"seed": 3}})
     for step in STEPS:
         save_checkpoint(run.path, step, GPT2(CONFIG, seed=step).state_dict(), CONFIG, tokens_seen=100 * step)
     return run
@@ -131,7 +131,7 @@ def test_another_question_or_another_checkpoint_is_not_answered_from_what_is_sto
     other = sweep(run, HeadScores(TOKENS.flip(0)[:2], metrics=("entropy",)), workers=1)
     assert not before.value.equals(other.value)
     weights = GPT2(CONFIG, seed=99)
-    replaced = create_run(run.path.parent / "replaced" / "tiny", {"seed": 3})
+    replaced = create_run(run.path.parent / "replaced" / "tiny", {"config": {"seed": 3}})
     for step in STEPS:
         save_checkpoint(replaced.path, step, weights.state_dict(), CONFIG, tokens_seen=100 * step)
     after = sweep(replaced, HeadScores(TOKENS, metrics=("entropy",)), workers=1, store=run.path / "sweeps")
@@ -189,7 +189,7 @@ def test_what_cannot_be_swept_is_refused_before_any_compute(run, tmp_path):
     with pytest.raises(AnalysisError, match=r"unknown keys \['vale'\]"):
         sweep(run, Misspelt(), workers=1)
     with pytest.raises(RunError, match="no checkpoints"):
-        sweep(create_run(tmp_path / "empty", {"seed": 0}), analysis)
+        sweep(create_run(tmp_path / "empty", {"config": {"seed": 0}}), analysis)
     assert calls(analysis) == 0
 
 
