@@ -9,7 +9,7 @@ spelling, which is understood everywhere too. `("pattern", 3)` is short for "blo
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
@@ -22,6 +22,8 @@ from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import EditError, HookNameError
 
 Names = str | tuple | list | Callable[[str], bool]
+Edits = Mapping[str | tuple, Callable]  # hook points, named in any of these ways, to functions (value, site) -> Tensor
+Keep = Callable[[Tensor], Tensor]
 
 _ATTN = ("q", "k", "v", "attn_scores", "pattern", "z", "result")
 _SPLIT_INPUTS = ("attn_in", "q_input", "k_input", "v_input")
@@ -116,7 +118,7 @@ def _resolve(names: str | tuple, config: GPT2Config) -> frozenset[str]:
     return frozenset().union(*(resolve(part, config) for part in names))
 
 
-def _is_short(names: tuple) -> bool:
+def _is_short(names: Sequence) -> bool:
     return len(names) in (2, 3) and isinstance(names[0], str) and isinstance(names[1], (int, type(None)))
 
 
@@ -146,7 +148,7 @@ def _nearest(name: str, config: GPT2Config) -> str:
     return f"Nearest: {', '.join(map(repr, near))}. hook_points() lists all {len(known)}."
 
 
-def resolve_edits(edits: Mapping, config: GPT2Config) -> dict[str, tuple[Callable, ...]]:
+def resolve_edits(edits: Edits, config: GPT2Config) -> dict[str, tuple[Callable, ...]]:
     """Each edited hook point with its edits, in the order in which `edits` names them.
 
     Raises HookNameError as `resolve` does, and EditError for edits that contradict each other.
@@ -157,15 +159,36 @@ def resolve_edits(edits: Mapping, config: GPT2Config) -> dict[str, tuple[Callabl
             raise EditError(f"the edit for {names!r} is {edit!r}; an edit is a function (value, site) -> Tensor")
         for name in resolve(names, config):
             found[name] = (*found.get(name, ()), edit)
-    for name in found:
+    return _without_contradictions(found)
+
+
+def _without_contradictions(edits: dict[str, tuple[Callable, ...]]) -> dict[str, tuple[Callable, ...]]:
+    for name, norm in contradictions(edits):
+        raise EditError(
+            f"{name!r} and {norm!r} are both edited: with its inputs split, attention does not read the shared ln1, "
+            "so that edit would do nothing; edit one or the other"
+        )
+    return edits
+
+
+def contradictions(names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Split inputs of attention and the ln1 of the same block: only one of the two is what attention reads."""
+    for name in names:
         block, _, leaf = name.rpartition(".")
-        clash = [f"{block}.ln1.{norm}" for norm in ("scale", "normalized") if f"{block}.ln1.{norm}" in found]
-        if leaf in _SPLIT_INPUTS and clash:
-            raise EditError(
-                f"{name!r} and {clash[0]!r} are both edited: with its inputs split, attention does not read the shared ln1, "
-                "so that edit would do nothing; edit one or the other"
-            )
-    return found
+        if leaf in _SPLIT_INPUTS:
+            yield from ((name, norm) for norm in (f"{block}.ln1.scale", f"{block}.ln1.normalized") if norm in names)
+
+
+def resolve_reached(names: Names | None, reached: Sequence[str], config: GPT2Config) -> frozenset[str]:
+    """`resolve` for a pass over a part of the model, which reaches only these hook points, in this order.
+
+    A pattern may match others too. Raises HookNameError for a name or pattern of which nothing is reached.
+    """
+    parts = [] if names is None else [names] if isinstance(names, str) or callable(names) else list(names)
+    for part in [tuple(parts)] if _is_short(parts) else parts:
+        if resolve(part, config).isdisjoint(reached):
+            raise HookNameError(f"{part!r} is not reached by this pass, which runs from {reached[0]!r} to {reached[-1]!r}")
+    return resolve(names, config) & frozenset(reached)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -203,7 +226,7 @@ class Hooks:
         self,
         record: frozenset[str] = frozenset(),
         edits: Mapping[str, tuple[Callable, ...]] | None = None,
-        keep: Callable[[Tensor], Tensor] | None = None,
+        keep: Keep | None = None,
     ) -> None:
         self.record, self.edits, self.keep = record, edits or {}, keep
         self.cache: dict[str, Tensor] = {}
@@ -222,8 +245,19 @@ class Hooks:
         """The same hooks, for a pass over tokens at these positions."""
         return self._with(self.prefix, positions)
 
+    def after(self, edits: Mapping[str, tuple[Callable, ...]]) -> "Hooks":
+        """The same hooks, behind other edits: these come first at each point. They record into the same cache.
+
+        Raises EditError for edits that contradict each other.
+        """
+        merged = {name: (*edits.get(name, ()), *self.edits.get(name, ())) for name in {**edits, **self.edits}}
+        other = self._with(self.prefix, self.positions)
+        other.edits = _without_contradictions(merged)
+        other._scopes = _scopes_of(self.record | frozenset(merged))
+        return other
+
     def _with(self, prefix: str, positions: Tensor | None) -> "Hooks":
-        other = Hooks.__new__(Hooks)
+        other = object.__new__(type(self))
         other.record, other.edits, other.keep, other._scopes = self.record, self.edits, self.keep, self._scopes
         other.cache, other.prefix, other.positions = self.cache, prefix, positions
         return other
@@ -273,6 +307,9 @@ class _NoHooks(Hooks):
         return False
 
     edits_any = wants
+
+    def after(self, edits: Mapping[str, tuple[Callable, ...]]) -> "Hooks":
+        return Hooks(edits=edits)
 
     def for_positions(self, positions: Tensor) -> "Hooks":
         return self

@@ -22,8 +22,17 @@ def positions_and_visible(
     return positions, (visible & real[:, None, :] & real[:, n_past:, None])[:, None]  # (batch, 1, query, key)
 
 
-def check_tokens(tokens: Tensor, config: GPT2Config, attention_mask: Tensor | None = None, n_past: int = 0) -> None:
-    """Refuse, before any compute, tokens that are no (batch, pos) tensor of ids below d_vocab, at most n_ctx of them."""
+def check_tokens(
+    tokens: Tensor,
+    config: GPT2Config,
+    attention_mask: Tensor | None = None,
+    n_past: int = 0,
+    device: torch.device | None = None,
+) -> None:
+    """Refuse, before any compute, tokens that are no (batch, pos) tensor of ids below d_vocab, at most n_ctx of them.
+
+    `device` is where they must be, unless it is None.
+    """
     if not isinstance(tokens, Tensor):
         raise TokenError(f"tokens must be a tensor (batch, pos) of ids, not {type(tokens).__name__}; encode text first")
     if tokens.dtype not in (torch.int64, torch.int32):
@@ -31,6 +40,8 @@ def check_tokens(tokens: Tensor, config: GPT2Config, attention_mask: Tensor | No
     if tokens.ndim != 2:
         hint = "; pass tokens[None] for one sequence" if tokens.ndim == 1 else ""
         raise TokenError(f"tokens must be (batch, pos), not of shape {tuple(tokens.shape)}{hint}")
+    if device is not None and tokens.device != device:
+        raise TokenError(f"tokens are on {tokens.device}, the model is on {device}; pass tokens.to({str(device)!r})")
     if not tokens.numel():
         raise TokenError(f"there are no tokens: shape {tuple(tokens.shape)}; a pass needs at least one token")
     n_pos = n_past + tokens.shape[1]

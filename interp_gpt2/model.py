@@ -6,7 +6,7 @@ inside attention), head, d_model, d_head, d_mlp, d_vocab.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from interp_gpt2.cache import ActivationCache
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import ConfigError, EditError
-from interp_gpt2.hooks import NO_HOOKS, Hooks, Names, hook_point_names, resolve, resolve_edits
+from interp_gpt2.hooks import NO_HOOKS, Edits, Hooks, Keep, Names, hook_point_names, resolve, resolve_edits
 from interp_gpt2.initialisation import initialise
 from interp_gpt2.inputs import check_mask, check_tokens, positions_and_visible
+from interp_gpt2.kv_cache import KVCache
 
 ACTIVATIONS = {"gelu_new": nn.GELU("tanh"), "gelu": nn.GELU(), "relu": nn.ReLU()}
 
@@ -60,7 +61,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, config.d_model, bias=config.bias)
 
     def forward(
-        self, qkv: tuple[Tensor, Tensor, Tensor], hooks: Hooks, visible: Tensor | None, past: "KVCache | None" = None
+        self, qkv: tuple[Tensor, Tensor, Tensor], hooks: Hooks, visible: Tensor | None, past: KVCache | None = None
     ) -> Tensor:
         q, k, v = (hooks(name, heads) for name, heads in zip("qkv", qkv, strict=True))  # (batch, pos, head, d_head)
         if past is not None:
@@ -145,7 +146,7 @@ class Block(nn.Module):
         if not config.attn_only:
             self.ln2, self.mlp = norm(config), MLP(config)
 
-    def forward(self, resid: Tensor, hooks: Hooks, visible: Tensor | None, past: "KVCache | None" = None) -> Tensor:
+    def forward(self, resid: Tensor, hooks: Hooks, visible: Tensor | None, past: KVCache | None = None) -> Tensor:
         resid = hooks("resid_pre", resid)  # (batch, pos, d_model)
         attn_out = self.attn(self.qkv(resid, hooks), hooks.at("attn"), visible, past)
         resid = resid + hooks("attn_out", F.dropout(attn_out, self.dropout, self.training))
@@ -165,8 +166,10 @@ class Block(nn.Module):
             return self.attn.project(normed)
         attn_in = hooks("attn_in", resid.unsqueeze(2).expand(-1, -1, self.attn.n_heads, -1))  # (batch, pos, head, d_model)
         streams = [hooks(name, alias(attn_in)) for name in inputs]
-        # Views of the shared stream suffice unless they can differ from it: through an edit or a derivative.
-        if hooks.edits_any("attn_in", *inputs) or (torch.is_grad_enabled() and resid.requires_grad):
+        # Views of the shared stream suffice unless they can differ from it: through an edit or a derivative. An edited ln1
+        # must reach attention whoever listens; the inputs then have no derivative, as they can have no edit beside it.
+        derived = torch.is_grad_enabled() and resid.requires_grad and not hooks.edits_any("ln1.scale", "ln1.normalized")
+        if hooks.edits_any("attn_in", *inputs) or derived:
             return self.attn.project_split(tuple(self.ln1(stream) for stream in streams))
         return self.attn.project(normed)
 
@@ -174,26 +177,6 @@ class Block(nn.Module):
 def alias(value: Tensor) -> Tensor:
     """The same values under another name in the graph, so that a derivative by one is not a derivative by the other."""
     return value.view_as(value)
-
-
-class KVCache:
-    """The keys and values of the tokens so far, for a pass over the next ones: `model(new_tokens, past=past)`.
-
-    `past.keys[layer]` and `past.values[layer]` are plain tensors (batch, pos, head, d_head), to be read or replaced.
-    """
-
-    def __init__(self) -> None:
-        self.n_pos = 0  # counted when a pass has succeeded
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new tokens' keys and values of a layer, and return those of all tokens."""
-        if self.n_pos:
-            k = torch.cat([self.keys[layer][:, : self.n_pos], k], dim=1)
-            v = torch.cat([self.values[layer][:, : self.n_pos], v], dim=1)
-        self.keys[layer], self.values[layer] = k, v
-        return k, v
 
 
 def weight(name: str) -> property:
@@ -248,7 +231,7 @@ class GPT2(nn.Module):
         """
         n_past = 0 if past is None else past.n_pos
         if not torch.compiler.is_compiling():
-            check_tokens(tokens, self.config, attention_mask, n_past)
+            check_tokens(tokens, self.config, attention_mask, n_past, self.device)
         positions, visible = positions_and_visible(tokens.shape[1], attention_mask, n_past, tokens.device)
         if hooks.edits:
             hooks = hooks.for_positions(positions)
@@ -262,7 +245,7 @@ class GPT2(nn.Module):
 
     def embed(self, tokens: Tensor, hooks: Hooks = NO_HOOKS, attention_mask: Tensor | None = None) -> Tensor:
         """Token plus position embedding: the residual stream before layer 0, (batch, pos, d_model)."""
-        check_tokens(tokens, self.config, attention_mask)
+        check_tokens(tokens, self.config, attention_mask, device=self.device)
         positions, _ = positions_and_visible(tokens.shape[1], attention_mask, 0, tokens.device)
         return self._embed(tokens, positions, hooks.for_positions(positions), attention_mask)
 
@@ -287,6 +270,8 @@ class GPT2(nn.Module):
 
     def unembed(self, resid: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
         """Final layer norm and unembedding: logits (..., d_vocab). On an earlier layer's stream this is the logit lens."""
+        if hooks.edits and hooks.positions is None:
+            hooks = hooks.for_positions(torch.arange(resid.shape[-2], device=resid.device))
         final = self.ln_final(resid, hooks.at("ln_final"))
         at = hooks.at("unembed")
         final = at("in", final)
@@ -306,8 +291,8 @@ class GPT2(nn.Module):
         self,
         tokens: Tensor,
         names: Names | None = None,
-        edits: Mapping[str | tuple, Callable] | None = None,
-        keep: Callable[[Tensor], Tensor] | None = None,
+        edits: Edits | None = None,
+        keep: Keep | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ActivationCache]:
         """Logits, and the activations at `names`.
@@ -321,9 +306,7 @@ class GPT2(nn.Module):
         logits = self(tokens, hooks, attention_mask)
         return logits, ActivationCache(hooks.cache, self.config.n_layers)
 
-    def run_with_edits(
-        self, tokens: Tensor, edits: Mapping[str | tuple, Callable], attention_mask: Tensor | None = None
-    ) -> Tensor:
+    def run_with_edits(self, tokens: Tensor, edits: Edits, attention_mask: Tensor | None = None) -> Tensor:
         """Logits of an edited pass. Each edit is a function `(value, site) -> Tensor` of the same shape.
 
         The keys are as in `run_with_cache(names=)`. The value is a private copy, free to be changed in place and
@@ -341,9 +324,51 @@ class GPT2(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.wte.weight.device
+        return self.wpe.weight.device
 
     # Conveniences that face upward: one line each ----------------------------------------------------------------------
+
+    def with_edits(self, edits: Edits) -> "GPT2":
+        """A view of the model under standing edits, with the same methods. See passes.EditedGPT2."""
+        from interp_gpt2.passes import with_edits
+
+        return with_edits(self, edits)
+
+    def run_until(
+        self, tokens: Tensor, stop: int, names: Names | None = None, edits: Edits | None = None,
+        keep: Keep | None = None, attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, ActivationCache]:
+        """The stream before layer `stop`, and the activations on the way; nothing later runs. See passes.run_until."""
+        from interp_gpt2.passes import run_until
+
+        return run_until(self, tokens, stop, names, edits, keep, attention_mask)
+
+    def run_from(
+        self, resid: Tensor, start: int, names: Names | None = None, edits: Edits | None = None,
+        keep: Keep | None = None, attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, ActivationCache]:
+        """Logits from the stream before layer `start`, and the activations from there on. See passes.run_from."""
+        from interp_gpt2.passes import run_from
+
+        return run_from(self, resid, start, names, edits, keep, attention_mask)
+
+    def run_batched(
+        self, tokens: Tensor, batch_size: int, names: Names | None = None, keep: Keep | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Iterator[tuple[Tensor, ActivationCache]]:
+        """`run_with_cache` of every `batch_size` sequences in turn, one batch in memory. See passes.run_batched."""
+        from interp_gpt2.passes import run_batched
+
+        return run_batched(self, tokens, batch_size, names, keep, attention_mask)
+
+    def run_with_gradients(
+        self, tokens: Tensor, metric: Callable[[Tensor], Tensor], names: Names | None = None, edits: Edits | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, ActivationCache, ActivationCache]:
+        """Logits, activations, and the derivatives of `metric(logits)` by them. See passes.run_with_gradients."""
+        from interp_gpt2.passes import run_with_gradients
+
+        return run_with_gradients(self, tokens, metric, names, edits, attention_mask)
 
     W_E, W_pos, W_U, b_U = weight("W_E"), weight("W_pos"), weight("W_U"), weight("b_U")
     W_Q, W_K, W_V, W_O = weight("W_Q"), weight("W_K"), weight("W_V"), weight("W_O")  # (layer, head, ...)
