@@ -255,6 +255,16 @@ def test_split_inputs_edit_one_head_and_leave_the_others(model, tokens):
     torch.testing.assert_close(cache["q", 1], clean["q", 1], atol=1e-5, rtol=1e-5)
 
 
+def test_an_edited_ln1_reaches_attention_whoever_listens_with_gradients_and_without(model, tokens):
+    edits = {("normalized", 0, "ln1"): lambda value, site: value * 2}
+    expected = model.run_with_edits(tokens, edits)
+    for names in ("*", "*.q_input"):
+        logits, cache = model.run_with_cache(tokens, names, edits)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(RuntimeError, match="not to have been used in the graph"):  # an edit of it would be refused too
+        torch.autograd.grad(logits.sum(), cache["q_input", 0])
+
+
 def test_edits_see_where_they_are(model, tokens):
     seen = []
 
@@ -420,6 +430,7 @@ def test_edits_mean_the_same_while_decoding(model, tokens):
         (torch.tensor([[1], [-2]]), TokenError, "token -2 at batch 1, pos 0"),
         (torch.tensor([[1.0]]), TokenError, "must be int64 (or int32), not float32"),
         (torch.tensor([1, 2]), TokenError, "pass tokens[None]"),
+        (torch.zeros(1, 2, dtype=torch.long, device="meta"), TokenError, "on meta, the model is on cpu; pass tokens.to('cpu')"),
         (torch.zeros(1, 0, dtype=torch.long), TokenError, "at least one token"),
         (torch.zeros(0, 4, dtype=torch.long), TokenError, "at least one token"),
         (torch.zeros(1, 17, dtype=torch.long), ContextLengthError, "17 tokens do not fit in n_ctx=16; pass tokens[:, :16]"),
