@@ -25,7 +25,7 @@ from interp_gpt2.model import GPT2
 
 TINY = {"n_layers": 2, "n_heads": 2, "d_model": 8, "d_vocab": 11, "n_ctx": 6}
 SHAPES = [{}, {"tied": False}, {"bias": False}, {"n_layers": 0}, {"d_mlp": 5}, {"act_fn": "relu", "dropout": 0.25, "eps": 1e-6}]
-OURS_ONLY = [{"attn_only": True}, {"layer_norm": False}, {"d_head": 3}]
+OURS_ONLY = [{"unembed_bias": True, "tied": False}, {"attn_only": True}, {"layer_norm": False}, {"d_head": 3}]
 
 # config.json of the small GPT-2 as OpenAI's weights are published today.
 PUBLISHED = {
