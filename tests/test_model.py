@@ -261,7 +261,7 @@ def test_an_edited_ln1_reaches_attention_whoever_listens_with_gradients_and_with
     for names in ("*", "*.q_input"):
         logits, cache = model.run_with_cache(tokens, names, edits)
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(RuntimeError, match="not to have been used in the graph"):  # an edit of it would be refused too
+    with pytest.raises(RuntimeError, match="not have been used in the graph"):  # an edit of it would be refused too
         torch.autograd.grad(logits.sum(), cache["q_input", 0])
 
 
