@@ -32,7 +32,8 @@ from interp_gpt2.tokenizers import CharTokenizer
 
 TINY = {"n_layers": 1, "n_heads": 2, "d_model": 4, "d_vocab": 5, "n_ctx": 6}
 EVERY_SHAPE = [{}, {"tied": False}, {"bias": False}, {"n_layers": 0}, {"act_fn": "relu", "dropout": 0.5},
-               {"attn_only": True}, {"layer_norm": False}, {"d_head": 3}, {"attn_only": True, "bias": False, "tied": False}, {"unembed_bias": True, "tied": False},
+               {"attn_only": True}, {"layer_norm": False}, {"d_head": 3}, {"attn_only": True, "bias": False, "tied": False},
+               {"unembed_bias": True, "tied": False},
                {"pos_init": "sinusoidal", "pos_std": 0.05, "embed_std": 0.05}]  # fmt: skip
 TOKENIZER = CharTokenizer("abcde")
 
