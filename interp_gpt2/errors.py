@@ -30,6 +30,10 @@ class ContextLengthError(TokenError):
     """More tokens than the model has positions."""
 
 
+class ShapeError(InterpGPT2Error):
+    """Tensors whose shapes do not fit each other."""
+
+
 class TokenizerError(InterpGPT2Error):
     """Text that cannot be encoded, or tokenizer files that are missing or damaged."""
 

@@ -373,6 +373,7 @@ class GPT2(nn.Module):
     W_E, W_pos, W_U, b_U = weight("W_E"), weight("W_pos"), weight("W_U"), weight("b_U")
     W_Q, W_K, W_V, W_O = weight("W_Q"), weight("W_K"), weight("W_V"), weight("W_O")  # (layer, head, ...)
     b_Q, b_K, b_V, b_O = weight("b_Q"), weight("b_K"), weight("b_V"), weight("b_O")
+    QK, OV = weight("QK"), weight("OV")  # factored matrices (layer, head, d_model, d_model)
     W_in, b_in, W_out, b_out = weight("W_in"), weight("b_in"), weight("W_out"), weight("b_out")  # (layer, ...)
 
     @classmethod

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp_gpt2.errors import ConfigError
+from interp_gpt2.factored import FactoredMatrix
 from interp_gpt2.model import GPT2, Block
 
 
@@ -76,6 +77,39 @@ def b_V(model: GPT2) -> Float[Tensor, "layer head d_head"]:
 def b_O(model: GPT2) -> Float[Tensor, "layer d_model"]:
     """Bias of the attention layer's output, shared by its heads. A stacked copy."""
     return _stack(model, lambda block: _bias(block.attn.proj))
+
+
+def QK(model: GPT2) -> FactoredMatrix:
+    """What a head's query looks for, (layer, head, d_model, d_model): W_Q @ W_K.T, of rank d_head.
+
+    `normed[query] @ QK[layer, head] @ normed[key]` is the score, but for the biases and the division by sqrt(d_head).
+    Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
+    """
+    return FactoredMatrix(W_Q(model), W_K(model).mT)
+
+
+def OV(model: GPT2) -> FactoredMatrix:
+    """What a head writes when it attends to a token, (layer, head, d_model, d_model): W_V @ W_O, of rank d_head.
+
+    `normed[key] @ OV[layer, head]` times the pattern is what the head adds to the stream, but for the biases.
+    """
+    return FactoredMatrix(W_V(model), W_O(model))
+
+
+def full_QK(model: GPT2, layer: int, head: int) -> FactoredMatrix:
+    """Which token would attend to which, (d_vocab, d_vocab): W_E @ QK @ W_E.T of one head, query tokens first.
+
+    Of the embeddings alone: positions, biases, layer norm and earlier layers are left out.
+    """
+    return W_E(model) @ QK(model)[layer, head] @ W_E(model).T
+
+
+def full_OV(model: GPT2, layer: int, head: int) -> FactoredMatrix:
+    """What attending to a token does to each logit, (d_vocab, d_vocab): W_E @ OV @ W_U of one head, read tokens first.
+
+    Of the embeddings alone: positions, biases, layer norms and other layers are left out.
+    """
+    return W_E(model) @ OV(model)[layer, head] @ W_U(model)
 
 
 def W_in(model: GPT2) -> Float[Tensor, "layer d_model d_mlp"]:

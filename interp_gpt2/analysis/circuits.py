@@ -1,0 +1,87 @@
+"""What heads do by their weights alone: do they copy, and do they read what earlier heads write?
+
+Of the weights as they stand: gains of layer norms stand between them and the stream, so `folding.fold_layer_norm` comes
+first where those are not 1. Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp_gpt2.factored import FactoredMatrix, norm_of_products
+from interp_gpt2.model import GPT2
+from interp_gpt2.weights import OV, QK, W_E, W_U
+
+
+@dataclass(frozen=True, eq=False)
+class CopyingScores:
+    """Of every head, in [-1, 1]: 1 if it raises whatever it attends to, -1 if it lowers it.
+
+    A head of random weights scores 0 on average, with standard deviation of about `random_std` = 3 / (2 d_head).
+    """
+
+    values: Float[Tensor, "layer head"]
+    random_std: float
+
+
+def copying_score(circuit: FactoredMatrix) -> Float[Tensor, "*lead"]:
+    """Sum of the eigenvalues over the sum of their absolute values, in [-1, 1]; NaN of a zero matrix.
+
+    The sum is the trace, and real. Positive eigenvalues make more of what goes in: they copy.
+    """
+    eigenvalues = circuit.eigenvalues
+    return eigenvalues.sum(-1).real / eigenvalues.abs().sum(-1)
+
+
+@torch.no_grad()
+def ov_copying_scores(model: GPT2) -> CopyingScores:
+    """`copying_score` of OV, from the stream to the stream: does a head write in the direction it has read?"""
+    return CopyingScores(copying_score(OV(model)), 1.5 / model.config.d_head)
+
+
+@torch.no_grad()
+def full_ov_copying_scores(model: GPT2) -> CopyingScores:
+    """`copying_score` of the full OV circuit W_E @ OV @ W_U, from tokens to logits: does a head raise what it attends to?"""
+    # The same eigenvalues, but for zeros, as (W_U @ W_E) @ OV, which has no vocabulary axis.
+    return CopyingScores(copying_score(W_U(model) @ W_E(model) @ OV(model)), 1.5 / model.config.d_head)
+
+
+@dataclass(frozen=True, eq=False)
+class CompositionScores:
+    """`values[l1, h1, l2, h2]`: how much head l2.h2 reads of what head l1.h1 writes, in [0, 1]; 0 unless l1 < l2.
+
+    `unrelated` = 1 / sqrt(d_model) is the root mean square score of a pair that reads and writes in unrelated (randomly
+    rotated) directions, exactly. Only what lies above it speaks for composition.
+    """
+
+    values: Float[Tensor, "layer head layer head"]
+    unrelated: float
+
+
+def q_composition(model: GPT2) -> CompositionScores:
+    """|OV1 @ QK2| / (|OV1| |QK2|), Frobenius norms: the later head's queries read what the earlier head writes."""
+    return _composition(OV(model), QK(model))
+
+
+def k_composition(model: GPT2) -> CompositionScores:
+    """|OV1 @ QK2.T| / (|OV1| |QK2|): the later head's keys read what the earlier head writes."""
+    return _composition(OV(model), QK(model).T)
+
+
+def v_composition(model: GPT2) -> CompositionScores:
+    """|OV1 @ OV2| / (|OV1| |OV2|): the later head's values read what the earlier head writes."""
+    return _composition(OV(model), OV(model))
+
+
+@torch.no_grad()
+def _composition(earlier: FactoredMatrix, later: FactoredMatrix) -> CompositionScores:
+    n_layers, n_heads, d_model, _ = earlier.shape
+    scores = earlier.A.new_zeros(n_layers, n_heads, n_layers, n_heads)
+    norms = earlier.norm()[:, :, None, None] * later.norm()
+    for layer in range(n_layers - 1):  # one at a time: all pairs at once are (layers x heads)^2 small matrices
+        products = norm_of_products(earlier[layer].unsqueeze(1).unsqueeze(1), later[layer + 1 :])
+        scores[layer, :, layer + 1 :] = products / norms[layer, :, layer + 1 :]
+    return CompositionScores(scores, 1 / math.sqrt(d_model))
