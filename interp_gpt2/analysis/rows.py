@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 ROW_KEYS = ("metric", "hook_point", "layer", "head", "neuron", "position", "label", "value", "n", "low", "high")
 
-_Z_95 = 1.959963984540054  # 95 % of a normal distribution lies within this many standard deviations
+Z_95 = 1.959963984540054  # 95 % of a normal distribution lies within this many standard deviations
 
 
 class Analysis:
@@ -64,7 +64,7 @@ def standard_error(values: Float[Tensor, "n"]) -> float:
 
 def interval(value: float, stderr: float) -> dict[str, float]:
     """The `low` and `high` of a row, from a standard error; none where that is unknown (NaN)."""
-    return {} if math.isnan(stderr) else {"low": value - _Z_95 * stderr, "high": value + _Z_95 * stderr}
+    return {} if math.isnan(stderr) else {"low": value - Z_95 * stderr, "high": value + Z_95 * stderr}
 
 
 def fingerprint(value: Any) -> str:

@@ -24,8 +24,9 @@ class Train:
     """Train a GPT-2 on a recipe, or on your own text.
 
     Recipes: demo-text, demo-induction, demo-induction-ordinary-positions, demo-induction-one-layer,
-    tiny-shakespeare-cpu, text (the default with --data), or the path of a .toml file. Options change what the recipe
-    says. Ctrl-C finishes the step and writes a checkpoint; the same command with --resume goes on, bit for bit.
+    tiny-shakespeare-cpu, text (the default with --data), the path of a .toml file, or of a run to train again. Options
+    change what the recipe says. Ctrl-C finishes the step and writes a checkpoint; the same command with --resume goes on,
+    bit for bit.
     """
 
     recipe: Annotated[tyro.conf.Positional[str | None], option("RECIPE")] = None
@@ -82,7 +83,7 @@ class Train:
     def config(self) -> "TrainConfig":
         """The recipe, or on --resume what the run was begun with, changed by the options given."""
         from interp_gpt2.config import GPT2Config
-        from interp_gpt2.training.config import RECIPES, TrainConfig, load_recipe
+        from interp_gpt2.training.config import RECIPES, TrainConfig
 
         if self.resume and self.overwrite:
             raise UsageError("--resume goes on with a run and --overwrite deletes it; give one of them")
@@ -91,7 +92,7 @@ class Train:
         elif self.recipe is None and self.data is None:
             raise UsageError(f"what shall it train on? name a recipe ({', '.join(RECIPES)}) or give --data")
         else:
-            base = load_recipe(self.recipe or "text")
+            base = self._recipe(self.recipe or "text")
         shape = self._given("n_layers", "n_heads", "d_model", "n_ctx")
         # d_head and d_mlp follow from the width unless a recipe sets them apart.
         kept = base.model.to_dict()
@@ -117,6 +118,14 @@ class Train:
             return self.out
         named = Path(self.data).resolve().stem if self.data else Path(self.recipe or "text").stem
         return RUNS / (named if self.seed is None else f"{named}-seed{self.seed}")
+
+    def _recipe(self, name: str) -> "TrainConfig":
+        """The recipe of that name, or what the run of that name was trained with."""
+        from interp_gpt2.report.inputs import training_config
+        from interp_gpt2.runs.run import SETTINGS, Run
+        from interp_gpt2.training.config import load_recipe
+
+        return training_config(Run(Path(name))) if (Path(name) / SETTINGS).is_file() else load_recipe(name)
 
     def _begun_with(self) -> "TrainConfig":
         from interp_gpt2.report.inputs import training_config

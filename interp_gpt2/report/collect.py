@@ -4,50 +4,33 @@ A section that this run or this machine cannot give is left out, and `Report.omi
 an error, never a gap.
 """
 
-import platform
-import shlex
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-import interp_gpt2
-from interp_gpt2.analysis.attention_patterns import METRICS, HeadScores, head_label
+from interp_gpt2.analysis.attention_patterns import METRICS, head_label
 from interp_gpt2.analysis.development import best_head_curve
 from interp_gpt2.analysis.logit_lens import logit_lens
 from interp_gpt2.analysis.loss import LossByPosition
-from interp_gpt2.data.source import MarkovSource, Source
-from interp_gpt2.data.synthetic import bayes_bigram, held_out_chains, in_context_unigram, losses_of
+from interp_gpt2.analysis.rows import Z_95
+from interp_gpt2.data.source import MarkovSource
+from interp_gpt2.data.synthetic import bayes_bigram, in_context_unigram, losses_of
 from interp_gpt2.errors import AnalysisError, DataError, RunError, TokenizerError
 from interp_gpt2.generation import generate
 from interp_gpt2.report import schema
-from interp_gpt2.report.inputs import (
-    HEAD_SEQUENCES,
-    Sequences,
-    held_out,
-    prompt_of,
-    repeated_random,
-    spread_steps,
-    training_config,
-)
+from interp_gpt2.report.facts import data_facts, hashes, run_facts, versions
+from interp_gpt2.report.inputs import held_out, spread_steps
 from interp_gpt2.report.probes import collect_neurons, collect_probes
+from interp_gpt2.report.subject import Subject
 from interp_gpt2.runs.run import Run
-from interp_gpt2.sweeps import sweep
-from interp_gpt2.tokenizers import Tokenizer
-from interp_gpt2.training.config import TrainConfig
 from interp_gpt2.views.attention import pack_attention
 from interp_gpt2.views.lens import pack_lens
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 SECTIONS = ("loss", "loss_by_position", "head_scores", "lens", "attention", "probes", "neurons", "samples")
 
-POSITION_SEQUENCES = 128
+POSITION_WORK = 128 * 1_000_000  # sequences x parameters: smaller models are measured on more sequences
 POSITION_STEPS = 6
 LENS_STEPS = 10
 ATTENTION_STEPS = 6
@@ -56,7 +39,6 @@ SAMPLE_TOKENS = 160
 SAMPLE_PROMPT_TOKENS = 16
 SEED = 0
 TEMPERATURE = 0.8
-FALLBACK_PROMPT = "the cat sat on the mat and the cat sat "  # where the data is gone; the report shows it as the prompt
 
 SCORE_WORDS = {
     "induction": ("Induction", "attention to the tokens that followed earlier occurrences of the current token", "attention"),
@@ -65,63 +47,6 @@ SCORE_WORDS = {
     "first_token": ("First token", "attention to the first token of the sequence", "attention"),
     "entropy": ("Entropy", "spread of the attention over the tokens it can see", "nats"),
 }
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The run in question, and what several sections read, computed once."""
-
-    run: Run
-    workers: int | Executor | None = None
-
-    @cached_property
-    def steps(self) -> list[int]:
-        return self.run.steps
-
-    @cached_property
-    def training(self) -> TrainConfig:
-        return training_config(self.run)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        return self.run.tokenizer()
-
-    @cached_property
-    def n_ctx(self) -> int:
-        return self.run.config.n_ctx
-
-    @cached_property
-    def source(self) -> Source:
-        """Raises DataError where the data is gone."""
-        return self.run.source()
-
-    @cached_property
-    def head_sequences(self) -> Sequences:
-        try:
-            return held_out(self.source, self.n_ctx, HEAD_SEQUENCES)
-        except DataError:
-            return repeated_random(self.run.config)
-
-    @cached_property
-    def head_table(self) -> "DataFrame":
-        return self.sweep(HeadScores(self.head_sequences.inputs))
-
-    @cached_property
-    def prompt(self) -> str:
-        try:
-            return prompt_of(self.source, self.n_ctx)
-        except DataError:
-            return FALLBACK_PROMPT
-
-    def sweep(self, *analyses: object, steps: list[int] | None = None) -> "DataFrame":
-        return sweep(self.run, list(analyses), steps, self.workers)
-
-    def command(self, *words: object) -> str:
-        """The command line that makes a figure again, quoted for a shell."""
-        return shlex.join(["interp-gpt2", *map(str, words)])
-
-    def section_command(self, section: str) -> str:
-        return self.command("report", self.run.path, "--only", section)
 
 
 def collect(run: Run, sections: tuple[str, ...] = SECTIONS, workers: int | Executor | None = None) -> schema.Report:
@@ -145,66 +70,16 @@ def collect(run: Run, sections: tuple[str, ...] = SECTIONS, workers: int | Execu
             omitted[section] = str(refusal)
     change, why_none = _phase_change(subject) if made["head_scores"] else (None, "head scores were not computed")
     return schema.Report(
-        run=_run_facts(subject),
-        data=_data_facts(subject),
+        run=run_facts(subject),
+        data=data_facts(subject),
         phase_change=change,
         phase_change_note=why_none,
         heads=_findings(made["head_scores"]),
         omitted=omitted,
-        versions=_versions(),
-        hashes=_hashes(subject),
+        versions=versions(),
+        hashes=hashes(subject),
         **made,
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What was trained
-
-
-def _run_facts(subject: Subject) -> schema.RunFacts:
-    run, training = subject.run, subject.training.to_dict()
-    training.pop("model")  # its own list
-    config = run.config
-    last = subject.steps[-1]
-    command = run.settings.get("command") or subject.command("train", "--out", run.path)
-    return schema.RunFacts(
-        name=run.name,
-        seed=run.seed,
-        last_step=last,
-        tokens_seen=run.tokens_seen(last),
-        n_params=config.n_params,
-        checkpoints=subject.steps,
-        config=config.to_dict(),
-        training=training,
-        command=command,
-    )
-
-
-def _data_facts(subject: Subject) -> schema.DataFacts:
-    tokenizer = subject.tokenizer
-    unit = {"char": "character", "byte": "byte"}.get(tokenizer.kind, "token")
-    if subject.training.data == "markov":
-        unit = "state"
-    facts = {key: value for key, value in subject.run.settings["data"].items() if value not in (None, [], "")}
-    return schema.DataFacts(subject.training.data, f"{tokenizer.kind}, {tokenizer.d_vocab:,} tokens", unit, facts)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "interp_gpt2": interp_gpt2.__version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "Python": platform.python_version(),
-    }
-
-
-def _hashes(subject: Subject) -> dict[str, str]:
-    last = subject.steps[-1]
-    return {
-        f"model at step {last}": subject.run.checkpoint_hash(last),
-        "data": str(subject.run.settings["data"].get("sha256", "")),
-        "tokenizer": subject.tokenizer.sha256,
-    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,7 +103,7 @@ def _loss(subject: Subject) -> schema.Loss:
         scored, everything = source.scored_positions(subject.n_ctx), held_out(source, subject.n_ctx)
         table = subject.sweep(LossByPosition(everything.tokens, tuple(scored)), steps=[last])
         mean = table[table.metric == "mean_loss"].iloc[0]
-        validation[last], stderr[last] = float(mean.value), float(mean.high - mean.value) / 1.959963984540054
+        validation[last], stderr[last] = float(mean.value), float(mean.high - mean.value) / Z_95
         references = [schema.Reference(r.name, r.loss, r.stderr, r.n, r.note) for r in source.references(subject.n_ctx)]
         where = "every position" if len(scored) == subject.n_ctx else f"positions {scored.start} to {scored.stop - 1}"
         measured_on = f"{where} of {everything.are}"
@@ -243,14 +118,16 @@ def _loss(subject: Subject) -> schema.Loss:
 
 
 def _loss_by_position(subject: Subject) -> schema.LossByPosition:
-    sequences = held_out(subject.source, subject.n_ctx, POSITION_SEQUENCES)
+    """On the same sequences for every step and reference."""
+    n = min(1024, max(64, POSITION_WORK // subject.run.config.n_params))
+    sequences = held_out(subject.source, subject.n_ctx, n)
     steps = spread_steps(subject.steps, POSITION_STEPS)
     table = subject.sweep(LossByPosition(sequences.tokens), steps=steps)
     table = table[table.metric == "loss"].sort_values("position")
     by_step = table.groupby("step").value.apply(list)
     references = []
     if isinstance(subject.source, MarkovSource):
-        chains = held_out_chains(subject.n_ctx)
+        chains = sequences.tokens
         for name, predict in (("Bayes bigram", bayes_bigram), ("in-context unigram", in_context_unigram)):
             references.append(schema.PositionReference(name, losses_of(predict(chains), chains).mean(0).tolist()))
     return schema.LossByPosition(
@@ -365,8 +242,10 @@ def _attention(subject: Subject) -> schema.Attention:
 
 
 def _samples(subject: Subject) -> schema.Samples:
-    prompt = _tokens(subject)[:, :SAMPLE_PROMPT_TOKENS]
-    text, steps = subject.tokenizer.decode(prompt[0].tolist()), spread_steps(subject.steps, SAMPLE_STEPS)
+    """From the beginning of the prompt, cut between words where it has any."""
+    begins = subject.tokenizer.decode(_tokens(subject)[0, :SAMPLE_PROMPT_TOKENS].tolist())
+    text, steps = begins.rpartition(" ")[0] or begins, spread_steps(subject.steps, SAMPLE_STEPS)
+    prompt = torch.tensor([subject.tokenizer.encode(text)], dtype=torch.int64)
     # Beyond n_ctx every token costs a whole pass; within it the cache serves.
     new = max(1, min(SAMPLE_TOKENS, subject.n_ctx - prompt.shape[1]))
     samples = []

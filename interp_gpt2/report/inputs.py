@@ -52,13 +52,13 @@ def repeated_random(config: GPT2Config, n: int = HEAD_SEQUENCES) -> Sequences:
 
 
 def prompt_of(source: Source, n_ctx: int) -> str:
-    """A line of held-out text, 48 characters of it; for data without documents, the beginning of a held-out sequence."""
+    """The beginning of a line of held-out text, up to 48 characters of whole words; else that of a held-out sequence."""
     limit = min(PROMPT_CHARACTERS, n_ctx)
     for document in source.validation_documents():
         lines = source.tokenizer.decode(document[:4000].tolist()).splitlines()
         long = [line.strip() for line in lines if len(line.strip()) >= limit and line.strip()[0].isalpha()]
         if long:
-            return long[0][:limit]
+            return long[0][:limit].rpartition(" ")[0] or long[0][:limit]
     first = next(iter(source.validation(n_ctx, 1)))[0]
     return source.tokenizer.decode(first[:limit].tolist())
 

@@ -5,20 +5,24 @@ import json
 import math
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from interp_gpt2.analysis.attention_patterns import head_scores
 from interp_gpt2.analysis.loss import mean_loss, token_losses
+from interp_gpt2.cli.train import Train
 from interp_gpt2.data.source import MarkovSource
-from interp_gpt2.data.synthetic import held_out_chains
+from interp_gpt2.data.synthetic import bayes_bigram, held_out_chains, losses_of
 from interp_gpt2.errors import CheckpointError, RunError
 from interp_gpt2.report.collect import SECTIONS, collect
-from interp_gpt2.report.inputs import HEAD_SEQUENCES, held_out, spread_steps
+from interp_gpt2.report.facts import train_words
+from interp_gpt2.report.inputs import HEAD_SEQUENCES, held_out, spread_steps, training_config
 from interp_gpt2.report.page import render, write_report
 from interp_gpt2.report.schema import Report, report_from_json
 from interp_gpt2.runs.run import Run
+from interp_gpt2.training.config import RECIPES, load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +75,14 @@ def test_a_markov_model_and_its_references_are_measured_on_the_same_positions(ma
     assert "positions 8 to 15 of all 4,096 held-out sequences" in markov_report.loss.measured_on
     exact = MarkovSource().references(16)
     assert [(r.name, r.loss, r.stderr) for r in markov_report.loss.references] == [(r.name, r.loss, r.stderr) for r in exact]
-    by_position = {r.name: r.loss for r in markov_report.loss_by_position.references}
-    for reference in exact:
-        assert sum(by_position[reference.name][8:]) / 8 == pytest.approx(reference.loss, rel=1e-9)
+
+
+def test_losses_by_position_and_their_references_are_of_the_same_sequences(markov_report, markov_run):
+    section = markov_report.loss_by_position
+    chains = held_out(markov_run.source(), 16, 1024).tokens
+    assert section.measured_on == "1,024 held-out sequences of markov, evenly spaced"
+    assert section.loss[-1] == pytest.approx(token_losses(markov_run.model(), chains).mean(0).tolist())
+    assert section.references[0].loss == pytest.approx(losses_of(bayes_bigram(chains), chains).mean(0).tolist())
 
 
 def test_sections_that_make_no_sense_for_the_data_say_so(markov_report):
@@ -148,6 +157,15 @@ def test_every_figure_names_the_command_that_makes_it(text_report, text_run):
         words = shlex.split(getattr(text_report, section).command)
         assert words[0] == "interp-gpt2"
         assert words[2] == str(text_run.path)
+
+
+def test_the_training_command_trains_the_same_again(text_report, text_run, tmp_path):
+    repeated = shlex.split(text_report.run.command)
+    assert repeated == ["interp-gpt2", "train", str(text_run.path), "--out", f"{text_run.path}-again"]
+    command = Train(recipe=str(text_run.path), out=tmp_path / "again")
+    assert command.config() == training_config(text_run)
+    for name in RECIPES:
+        assert train_words(replace(load_recipe(name), seed=3), Path("x")) == ["train", name, "--seed", 3, "--out", Path("x")]
 
 
 def test_a_run_without_checkpoints_is_refused(markov_run, tmp_path):
