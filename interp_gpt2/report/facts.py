@@ -37,9 +37,8 @@ def train_words(config: TrainConfig, path: Path) -> list[object]:
     for name in RECIPES:
         given = _comparable(load_recipe(name))
         if all(wanted[field] == given[field] for field in wanted if field not in _OPTIONS):
-            options = [
-                word for field, flag in _OPTIONS.items() if wanted[field] != given[field] for word in (flag, wanted[field])
-            ]
+            differing = [field for field in _OPTIONS if wanted[field] != given[field]]
+            options = [word for field in differing for word in (_OPTIONS[field], wanted[field])]
             candidates.append(["train", name, *options, "--out", path])
     return min(candidates, key=len, default=["train", path, "--out", f"{path}-again"])
 

@@ -162,10 +162,12 @@ def test_every_figure_names_the_command_that_makes_it(text_report, text_run):
 def test_the_training_command_trains_the_same_again(text_report, text_run, tmp_path):
     repeated = shlex.split(text_report.run.command)
     assert repeated == ["interp-gpt2", "train", str(text_run.path), "--out", f"{text_run.path}-again"]
-    command = Train(recipe=str(text_run.path), out=tmp_path / "again")
-    assert command.config() == training_config(text_run)
-    for name in RECIPES:
-        assert train_words(replace(load_recipe(name), seed=3), Path("x")) == ["train", name, "--seed", 3, "--out", Path("x")]
+    assert Train(recipe=str(text_run.path), out=tmp_path / "again").config() == training_config(text_run)
+    for recipe in RECIPES:
+        config = replace(load_recipe(recipe), seed=3)
+        words = train_words(config, Path("x"))
+        assert words[2:] == ["--seed", 3, "--out", Path("x")]
+        assert Train(recipe=words[1], seed=3).config() == config
 
 
 def test_a_run_without_checkpoints_is_refused(markov_run, tmp_path):
