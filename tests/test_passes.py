@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from interp_gpt2.config import GPT2Config
+from interp_gpt2.convert.huggingface import to_huggingface
+from interp_gpt2.convert.transformer_lens import hooked_state_dict, to_hooked_transformer
 from interp_gpt2.errors import AnalysisError, ConfigError, EditError, HookNameError, TokenError
-from interp_gpt2.hooks import default_hook_points
+from interp_gpt2.hooks import default_hook_points, tl_name
 from interp_gpt2.model import GPT2
 
 with_hooked_transformer = pytest.mark.skipif(
@@ -115,6 +117,9 @@ def test_a_copy_of_a_view_is_a_view_of_a_copy(model, tokens):
 
 
 def test_a_view_is_not_written_elsewhere_without_its_edits(model, tmp_path):
+    for convert in (to_huggingface, hooked_state_dict):
+        with pytest.raises(EditError, match="standing edits cannot be converted"):
+            convert(model.with_edits(EDITS))
     with pytest.raises(EditError, match="standing edits cannot be saved"):
         model.with_edits(EDITS).save(tmp_path / "model")
     assert not (tmp_path / "model").exists()
@@ -306,9 +311,6 @@ def test_a_metric_that_is_no_number_of_the_logits_is_refused(model, tokens):
 @with_hooked_transformer
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_derivatives_are_hooked_transformers(model: GPT2, tokens):
-    from interp_gpt2.convert.transformer_lens import to_hooked_transformer
-    from interp_gpt2.hooks import tl_name
-
     theirs = {}
 
     def add(gradient, hook):  # ln1's fire three times there, for q, k and v (its incl_bwd keeps the last); ours is shared

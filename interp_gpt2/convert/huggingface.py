@@ -10,6 +10,7 @@ from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import ConversionError
 from interp_gpt2.hf_format import MODEL_TYPE, config_from_hf, config_to_hf, state_from_hf, state_to_hf
 from interp_gpt2.model import GPT2
+from interp_gpt2.passes import refuse_edited
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, GPT2Model
@@ -42,8 +43,10 @@ def from_huggingface(hf_model: "GPT2LMHeadModel | GPT2Model") -> GPT2:
 def to_huggingface(model: GPT2) -> "GPT2LMHeadModel":
     """A Hugging Face GPT-2 with the same weights, dtype, device and mode; it shares no memory with ours.
 
-    Absent biases become zeros. Raises ConversionError, naming the field, for a model that its GPT-2 cannot compute.
+    Absent biases become zeros. Raises ConversionError, naming the field, for a model that its GPT-2 cannot compute, and
+    EditError for a view with standing edits, which would be lost.
     """
+    refuse_edited(model, "converted")
     fields, state = config_to_hf(model.config), state_to_hf(model.state_dict(), model.config)
     from transformers import GPT2Config as HFConfig
     from transformers import GPT2LMHeadModel

@@ -20,6 +20,7 @@ from interp_gpt2.convert.huggingface import model_of_state, to_huggingface
 from interp_gpt2.errors import ConversionError
 from interp_gpt2.hf_format import check_shapes, unrepresentable
 from interp_gpt2.model import GPT2
+from interp_gpt2.passes import refuse_edited
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -51,8 +52,9 @@ def hooked_state_dict(model: GPT2) -> dict[str, Tensor]:
     `embed.W_E`, `pos_embed.W_pos`, `blocks.{layer}.attn.W_Q` (head, d_model, d_head) and so on, `ln_final.w`,
     `unembed.W_U` (d_model, d_vocab). What a GPT-2 may lack and TransformerLens always has is zero: `unembed.b_U`, and
     every bias of a model without biases. Both `HookedTransformer.load_and_process_state_dict` (version 3) and
-    `convert_tl_checkpoint` (version 4) read it.
+    `convert_tl_checkpoint` (version 4) read it. Raises EditError for a view with standing edits, which would be lost.
     """
+    refuse_edited(model, "converted")
     stacked = {f"attn.{name}": getattr(model, name) for name in _ATTN}
     if not model.config.attn_only:
         stacked |= {f"mlp.{name}": getattr(model, name) for name in _MLP}
