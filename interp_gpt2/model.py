@@ -19,6 +19,7 @@ from interp_gpt2.hooks import NO_HOOKS, Edits, Hooks, Keep, Names, hook_point_na
 from interp_gpt2.initialisation import initialise
 from interp_gpt2.inputs import check_mask, check_tokens, positions_and_visible
 from interp_gpt2.kv_cache import KVCache
+from interp_gpt2.linear import Linear, linear
 
 ACTIVATIONS = {"gelu_new": nn.GELU("tanh"), "gelu": nn.GELU(), "relu": nn.ReLU()}
 
@@ -57,8 +58,8 @@ class Attention(nn.Module):
         self.n_heads, self.d_head = config.n_heads, config.d_head
         self.scale = 1 / math.sqrt(config.d_head) / (layer + 1 if config.scale_attn_by_inverse_layer_idx else 1)
         width = config.n_heads * config.d_head
-        self.qkv = nn.Linear(config.d_model, 3 * width, bias=config.bias)
-        self.proj = nn.Linear(width, config.d_model, bias=config.bias)
+        self.qkv = Linear(config.d_model, 3 * width, bias=config.bias)
+        self.proj = Linear(width, config.d_model, bias=config.bias)
 
     def forward(
         self, qkv: tuple[Tensor, Tensor, Tensor], hooks: Hooks, visible: Tensor | None, past: KVCache | None = None
@@ -99,15 +100,15 @@ class Attention(nn.Module):
         return z.transpose(1, 2)
 
     def attend_explicitly(self, q: Tensor, k: Tensor, v: Tensor, hooks: Hooks, visible: Tensor | None) -> Tensor:
-        n_query, n_key = q.shape[1], k.shape[1]
-        if visible is None:
-            visible = torch.ones(n_query, n_key, dtype=torch.bool, device=q.device).tril()
+        padded = visible is not None
+        if not padded:
+            visible = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril()
+        unseen, blind = ~visible, ~visible.any(-1, keepdim=True)
         scores = (q * self.scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)  # (batch, head, query, key)
-        scores = scores.masked_fill(~visible, -math.inf)
-        scores = hooks("attn_scores", scores, then=lambda edited: edited.masked_fill(~visible, -math.inf))
-        # A padding query sees nothing, so that its softmax is 0/0; its pattern is zero.
-        blind = ~visible.any(-1, keepdim=True)
-        pattern = scores.softmax(-1).masked_fill(blind, 0)
+        scores = hooks("attn_scores", scores.masked_fill_(unseen, -math.inf), then=lambda s: s.masked_fill(unseen, -math.inf))
+        pattern = scores.softmax(-1)
+        if padded:  # a padding query sees nothing, so that its softmax is 0/0; its pattern is zero
+            pattern = pattern.masked_fill(blind, 0)
         pattern = F.dropout(pattern, self.dropout, self.training)
         pattern = hooks("pattern", pattern, then=lambda edited: refuse_unseen(edited, visible, blind))
         return (pattern @ v.transpose(1, 2)).transpose(1, 2)
@@ -127,9 +128,9 @@ def refuse_unseen(pattern: Tensor, visible: Tensor, blind: Tensor) -> Tensor:
 class MLP(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.fc = nn.Linear(config.d_model, config.d_mlp, bias=config.bias)
+        self.fc = Linear(config.d_model, config.d_mlp, bias=config.bias)
         self.act = ACTIVATIONS[config.act_fn]
-        self.proj = nn.Linear(config.d_mlp, config.d_model, bias=config.bias)
+        self.proj = Linear(config.d_mlp, config.d_model, bias=config.bias)
 
     def forward(self, normed: Tensor, hooks: Hooks) -> Tensor:
         pre = hooks("pre", self.fc(normed))  # (batch, pos, d_mlp)
@@ -208,7 +209,7 @@ class GPT2(nn.Module):
             self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
             self.ln_final = LayerNorm(config) if config.layer_norm else NoNorm()
             if not config.tied:
-                self.lm_head = nn.Linear(config.d_model, config.d_vocab, bias=config.unembed_bias)
+                self.lm_head = Linear(config.d_model, config.d_vocab, bias=config.unembed_bias)
         if torch.device(device).type != "meta":
             self.to_empty(device="cpu")
             initialise(self, config, seed)
@@ -275,7 +276,7 @@ class GPT2(nn.Module):
         final = self.ln_final(resid, hooks.at("ln_final"))
         at = hooks.at("unembed")
         final = at("in", final)
-        return at("out", F.linear(final, self.wte.weight) if self.config.tied else self.lm_head(final))
+        return at("out", linear(final, self.wte.weight) if self.config.tied else self.lm_head(final))
 
     def _embed(self, tokens: Tensor, positions: Tensor, hooks: Hooks, attention_mask: Tensor | None) -> Tensor:
         embed = hooks("embed", self.wte(tokens))  # (batch, pos, d_model)

@@ -1,0 +1,92 @@
+"""A linear map that is not slow on AMD processors.
+
+On the CPU, torch multiplies float32 matrices with Intel's MKL, which runs its AVX2 code on AMD processors whatever they can
+do. oneDNN, which torch carries too, runs AVX-512 there and takes half the time, forward and backward (torch 2.13, an EPYC
+with AVX-512, 15 to 2,048 rows, widths of 128 to 3,072). It rounds as float32 does, and a row's result does not depend on the
+rows beside it. Everywhere else, and within `torch.backends.mkldnn.flags(enabled=False)`, `linear` is torch's own.
+"""
+
+import platform
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import has_torch_function_variadic
+
+_WORTHWHILE = 2**22  # products; with fewer the call costs more than it saves
+
+
+class Linear(nn.Linear):
+    """nn.Linear by way of `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`: (..., d_in) and (d_out, d_in) to (..., d_out), with derivatives of every order."""
+    return _OneDNN.apply(x, weight, bias) if _onednn_is_faster(x, weight) else F.linear(x, weight, bias)
+
+
+def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()  # the compiler chooses for itself
+        and not has_torch_function_variadic(x, weight)  # a subclass or a mode may mean something else by F.linear
+        and x.device.type == "cpu"
+        and x.numel() * weight.shape[0] >= _WORTHWHILE
+        and x.dtype == weight.dtype == torch.float32
+        and x.ndim > 1
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.enabled
+        and _mkl_is_slow()
+    )
+
+
+@lru_cache(maxsize=1)
+def _mkl_is_slow() -> bool:
+    if not torch.backends.mkl.is_available() or not _has_onednn():
+        return False
+    facts = Path("/proc/cpuinfo")
+    return "AuthenticAMD" in (facts.read_text() if facts.exists() else platform.processor())
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class _OneDNN(torch.autograd.Function):
+    """oneDNN's product, which torch has for its compiler and therefore without derivatives. These are they."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        return (
+            linear(grad, weight.T) if ctx.needs_input_grad[0] else None,
+            linear(rows.T, x.flatten(0, -2).T) if ctx.needs_input_grad[1] else None,
+            rows.sum(0) if ctx.needs_input_grad[2] else None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        parts = [linear(dx, weight)] if dx is not None else []
+        parts += [linear(x, dweight)] if dweight is not None else []
+        parts += [dbias.expand(*x.shape[:-1], -1)] if dbias is not None else []
+        return sum(parts[1:], parts[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, int]:
+        return torch.vmap(F.linear, in_dims)(x, weight, bias), 0
