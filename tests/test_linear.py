@@ -9,7 +9,7 @@ from interp_gpt2 import linear as module
 from interp_gpt2.linear import Linear, linear
 from interp_gpt2.model import GPT2
 
-SHAPES = [((5, 8), (3, 8)), ((2, 5, 8), (3, 8)), ((1, 8), (3, 8)), ((2, 3, 4, 8), (8, 8))]
+SHAPES = [((5, 8), (3, 8)), ((2, 5, 8), (3, 8)), ((1, 8), (3, 8)), ((2, 3, 4, 8), (8, 8)), ((6, 1), (1, 1))]
 
 
 @pytest.fixture
@@ -91,6 +91,17 @@ def test_every_layout_gives_torchs_values(onednn, change):
     x, weight, bias = operands((4, 5, 8), (3, 8))
     assert close(linear(change(x), weight, bias), F.linear(change(x), weight, bias))
     assert close(linear(change(x), weight.T.contiguous().T, bias), F.linear(change(x), weight, bias))
+
+
+@pytest.mark.parametrize("apart", [lambda W: W, lambda W: W.T, lambda W: W[:, :8], lambda W: W[:8].T, lambda W: W[:, ::2]])
+def test_weights_reach_onednn_without_gaps(onednn, apart):
+    weight = apart(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
+    dense = module._dense(weight)
+    assert torch.equal(dense, weight)
+    assert {dense.stride(), dense.T.stride()} & {(weight.shape[1], 1), (weight.shape[0], 1)}
+    assert weight.numel() < 256 or dense is weight, "a weight without gaps is not copied"
+    x = torch.randn(5, weight.shape[1])
+    assert close(linear(x, weight), F.linear(x, weight))
 
 
 def test_a_gradient_that_is_one_number_repeated_is_understood(onednn):
