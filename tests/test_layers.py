@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "interp_gpt2"
 ROOMS = [
     "errors", "files", "config", "hooks", "hf_format", "factored", "cache", "kv_cache", "initialisation", "inputs", "linear",
     "model", "passes", "weights", "folding", "generation", "vocab_bpe", "tokenizers", "convert", "data", "runs", "training",
-    "analysis", "sweeps", "views", "report", "cli",
+    "analysis", "sweeps", "views", "report", "contract", "cli",
 ]  # fmt: skip
 
 # Conveniences that face upward: one line each, importing inside the method. (file, what it imports)

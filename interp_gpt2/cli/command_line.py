@@ -22,6 +22,7 @@ COMMANDS = {
     "heads": "induction, previous-token and other scores of every head",
     "generate": "continue a prompt",
     "convert": "to Hugging Face or TransformerLens",
+    "contract": "whether hook points keep their promises, on any model",
     "doctor": "versions, devices and files this installation has",
 }
 
