@@ -101,6 +101,7 @@ def test_a_folded_model_keeps_dtype_and_mode_and_is_saved_as_what_hugging_face_c
     assert folded.training
     assert {weight.dtype for weight in folded.parameters()} == {torch.bfloat16}
     folded = process_weights(model.float().eval())
+    assert not folded.training
     folded.save(tmp_path / "folded")
     back = GPT2.from_pretrained(str(tmp_path / "folded"))
     assert back.config == folded.config

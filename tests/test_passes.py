@@ -40,7 +40,7 @@ def double(value, site):
     return value * 2
 
 
-EDITS = {("z", 0): double, "blocks.1.mlp_out": lambda value, site: value + site.positions[..., None]}
+EDITS = {"embed": double, ("z", 0): double, "blocks.1.mlp_out": lambda value, site: value + site.positions[..., None]}
 
 
 # Standing edits
@@ -156,10 +156,13 @@ def test_stopping_and_starting_at_a_layer_is_the_whole_pass_and_runs_no_other_la
 
 @torch.no_grad()
 def test_edits_and_keep_act_in_a_part_of_a_pass_as_in_the_whole(model, tokens):
-    whole = model.run_with_cache(tokens, "*resid_post", EDITS, keep=lambda value: value[:, -1])[1]
-    resid, before = model.run_until(tokens, 1, "*resid_post", {("z", 0): double}, keep=lambda value: value[:, -1])
-    later = {key: edit for key, edit in EDITS.items() if key != ("z", 0)}
-    _, after = model.run_from(resid, 1, "*resid_post", later, keep=lambda value: value[:, -1])
+    def last(value):
+        return value[:, -1]
+
+    whole = model.run_with_cache(tokens, "*resid_post", EDITS, keep=last)[1]
+    resid, before = model.run_until(tokens, 1, "*resid_post", {"embed": double, ("z", 0): double}, keep=last)
+    later = {"blocks.1.mlp_out": EDITS["blocks.1.mlp_out"]}
+    _, after = model.run_from(resid, 1, "*resid_post", later, keep=last)
     assert torch.equal(before["resid_post", 0], whole["resid_post", 0])
     assert torch.equal(after["resid_post", 1], whole["resid_post", 1])
 
