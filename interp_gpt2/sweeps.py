@@ -17,9 +17,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -236,7 +237,7 @@ def _run_here(tasks: list[_Task]) -> dict[int, Future]:
 
 def _run_in_processes(tasks: list[_Task], workers: int) -> dict[int, Future]:
     spawn = multiprocessing.get_context("spawn")  # a fork of a process whose torch has run threads can hang
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker) as executor:
+    with one_thread_each(), ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker) as executor:
         try:
             return _run_on(executor, tasks)
         except BrokenProcessPool as error:
@@ -247,8 +248,26 @@ def _run_in_processes(tasks: list[_Task], workers: int) -> dict[int, Future]:
             ) from error
 
 
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Processes started in the block compute with one thread: torch, and NumPy's and scikit-learn's BLAS.
+
+    Two processes of two spinning threads each on two cores take many times as long as two of one.
+    """
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    os.environ.update(dict.fromkeys(before, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _begin_worker() -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # also where the script that each process imports first has loaded torch by itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: what is under way is finished and kept
 
 

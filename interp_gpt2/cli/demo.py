@@ -91,17 +91,17 @@ def make_reports(paths: list[Path]) -> list[tuple[str, Path]]:
     """A finding in a sentence and the report's path, for each run; as many at once as there are cores, one thread each."""
     import multiprocessing
 
-    from interp_gpt2.sweeps import n_cores
+    from interp_gpt2.sweeps import n_cores, one_thread_each
 
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(n_cores(), len(paths)), mp_context=spawn, initializer=_begin_worker) as executor:
+    with (
+        one_thread_each(),
+        ProcessPoolExecutor(min(n_cores(), len(paths)), mp_context=spawn, initializer=_begin_worker) as executor,
+    ):
         return list(executor.map(_make_report, paths))
 
 
 def _begin_worker() -> None:
-    import torch
-
-    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and in silence; a report is soon made again
 
 
