@@ -56,17 +56,23 @@ class Table:
         return [_summary(clause, self.of(clause)) for clause in dict.fromkeys(result.clause for result in self.results)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, which has no infinity: such a deviation becomes None, and the verdict says what it was."""
+        """Ready for JSON, which has no infinity: such a deviation is None beside what is allowed."""
         return {"instrument": self.instrument, "results": [_for_json(result) for result in self.results]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Table":
-        return cls(values["instrument"], tuple(Result(**result) for result in values["results"]))
+        """The table that `to_dict` gave."""
+        return cls(values["instrument"], tuple(_from_json(result) for result in values["results"]))
 
 
 def _for_json(result: Result) -> dict[str, Any]:
     values = asdict(result)
     return values | {"deviation": None} if values["deviation"] == float("inf") else values
+
+
+def _from_json(values: dict[str, Any]) -> Result:
+    measured = values["allowed"] is not None
+    return Result(**(values | {"deviation": float("inf")} if measured and values["deviation"] is None else values))
 
 
 def _summary(clause: str, results: Sequence[Result]) -> Summary:
