@@ -174,14 +174,6 @@ class FactoredMatrix:
         return f"FactoredMatrix(shape {tuple(self.shape)}, mid {self.mdim})"
 
 
-def norm_of_products(left: FactoredMatrix, right: FactoredMatrix) -> Float[Tensor, "*lead"]:
-    """Frobenius norms of left @ right, leading axes broadcast, at the cost of products of (mid, mid) matrices.
-
-    The orthogonal parts of the outer factors change no norm, so only the triangles of their QR enter.
-    """
-    return (_triangle(left.A) @ (left.B @ right.A) @ _triangle(right.B.mT).mT).norm(dim=(-2, -1))
-
-
 def _triangle(tall: Float[Tensor, "*lead n mid"]) -> Float[Tensor, "*lead k mid"]:
     return torch.linalg.qr(_full(tall)).R
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from interp_gpt2.errors import ShapeError
-from interp_gpt2.factored import FactoredMatrix, norm_of_products
+from interp_gpt2.factored import FactoredMatrix
 
 with_tl = pytest.mark.skipif(int(version("transformer-lens").split(".")[0]) < 3, reason="compared with transformer-lens 3 and 4")
 
@@ -55,7 +55,7 @@ def test_products_of_two_stay_as_thin_as_the_thinner(matrix):
         assert isinstance(product, FactoredMatrix)
         assert product.mdim == min(matrix.mdim, mid)
         assert close(product.AB, matrix.AB @ other.AB)
-        assert close(norm_of_products(matrix, other), torch.linalg.matrix_norm(matrix.AB @ other.AB))
+        assert close((matrix.collapse_l() @ other.collapse_r()).norm(dim=(-2, -1)), product.norm())
 
 
 def test_singular_values_and_vectors_are_the_matrixs(matrix):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp_gpt2.factored import FactoredMatrix, norm_of_products
+from interp_gpt2.factored import FactoredMatrix
 from interp_gpt2.model import GPT2
 from interp_gpt2.weights import OV, QK, W_E, W_U
 
@@ -79,9 +79,12 @@ def v_composition(model: GPT2) -> CompositionScores:
 @torch.no_grad()
 def _composition(earlier: FactoredMatrix, later: FactoredMatrix) -> CompositionScores:
     n_layers, n_heads, d_model, _ = earlier.shape
-    scores = earlier.A.new_zeros(n_layers, n_heads, n_layers, n_heads)
+    # Rotations of the outer axes change no norm of a product, and without them these are d_head wide.
+    left, right = earlier.collapse_l(), later.collapse_r()  # (layer, head, k, d_model), (layer, head, d_model, k)
     norms = earlier.norm()[:, :, None, None] * later.norm()
-    for layer in range(n_layers - 1):  # one at a time: all pairs at once are (layers x heads)^2 small matrices
-        products = norm_of_products(earlier[layer].unsqueeze(1).unsqueeze(1), later[layer + 1 :])
-        scores[layer, :, layer + 1 :] = products / norms[layer, :, layer + 1 :]
+    scores = torch.zeros_like(norms)
+    for layer in range(n_layers - 1):  # one matrix product for all pairs of a layer with the later ones
+        products = left[layer].flatten(0, 1) @ right[layer + 1 :].permute(2, 0, 1, 3).flatten(1)
+        squares = products.square().unflatten(1, (n_layers - 1 - layer, n_heads, -1)).unflatten(0, (n_heads, -1)).sum((1, -1))
+        scores[layer, :, layer + 1 :] = squares.sqrt() / norms[layer, :, layer + 1 :]
     return CompositionScores(scores, 1 / math.sqrt(d_model))
