@@ -6,7 +6,8 @@
 
 Ratios decide, since times move with the machine. The contenders of a row run in turn, A B C C B A A B C ..., so that they
 share what else the machine does; a time is the median over rounds, a ratio the median over rounds of that round's ratio.
-No gradients, float32, the number of threads torch chooses (--threads sets it). Nothing is written unless asked.
+No gradients, float32, the number of threads torch chooses. On a busy machine --cpu-time counts what one thread computes
+instead of what the clock says. Nothing is written unless asked.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from interp_gpt2.hooks import default_hook_points
 SMALL = GPT2Config()
 TINY = GPT2Config(n_layers=2, n_heads=4, d_model=64, d_vocab=1000)
 OURS = "interp_gpt2"
+
+Clock = Callable[[], float]  # in seconds
 
 
 @dataclass(frozen=True)
@@ -151,15 +154,15 @@ def has_hooked_transformer() -> bool:
     return int(version("transformer-lens").split(".")[0]) < 4
 
 
-def measure(row: Row, rounds: int) -> Result:
+def measure(row: Row, rounds: int, clock: Clock) -> Result:
     rounds = min(rounds, row.rounds or rounds)
     for work in row.contenders.values():
-        milliseconds(work, row.inner)  # warm-up
+        milliseconds(work, row.inner, clock)  # warm-up
     times: dict[str, list[float]] = {name: [] for name in row.contenders}
     for turn in range(rounds):
         order = list(row.contenders.items())
         for name, work in order if turn % 2 == 0 else reversed(order):
-            times[name].append(milliseconds(work, row.inner))
+            times[name].append(milliseconds(work, row.inner, clock))
     ratio = {
         name: median(mine / theirs for mine, theirs in zip(times[OURS], others, strict=True))
         for name, others in times.items()
@@ -171,18 +174,19 @@ def measure(row: Row, rounds: int) -> Result:
     return Result(row.name, {name: median(values) for name, values in times.items()}, ratio, target, met, rounds)
 
 
-def milliseconds(work: Callable[[], Any], inner: int) -> float:
-    start = perf_counter()
+def milliseconds(work: Callable[[], Any], inner: int, clock: Clock) -> float:
+    start = clock()
     for _ in range(inner):
         work()  # what it returns is freed within the measurement
-    return 1000 * (perf_counter() - start) / inner
+    return 1000 * (clock() - start) / inner
 
 
-def circumstances() -> dict[str, Any]:
+def circumstances(cpu_time: bool) -> dict[str, Any]:
     packages = ("torch", "transformers", "transformer-lens", "interp_gpt2")
+    threads = "CPU time of 1 thread" if cpu_time else f"{torch.get_num_threads()} threads"
     return {
         "date": date.today().isoformat(),
-        "machine": f"{processor()}, {torch.get_num_threads()} threads, {platform.system()}",
+        "machine": f"{processor()}, {threads}, {platform.system()}",
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }
@@ -201,10 +205,11 @@ def markdown(results: list[Result], facts: dict[str, Any]) -> str:
     lines = [
         "# What looking inside costs",
         "",
-        "Written by `python benchmarks/instrument.py --markdown > benchmarks/RESULTS.md`. Milliseconds (medians); in brackets our",
-        "time divided by theirs (median over rounds of that round's ratio). Random weights, float32, no gradients, one process,",
-        "in turn. Hugging Face runs SDPA attention in forward passes, and eager attention with hidden states and attentions where",
-        "activations are cached. On AMD processors our products run through oneDNN (interp_gpt2/linear.py), theirs through MKL.",
+        "Written by `python benchmarks/instrument.py --markdown > benchmarks/RESULTS.md`. Milliseconds (medians); in brackets",
+        "our time divided by theirs (median over rounds of that round's ratio). Random weights, float32, no gradients, one",
+        "process, in turn. Hugging Face runs SDPA attention in forward passes, and eager attention with hidden states and",
+        "attentions where activations are cached. On AMD processors our matrix products run through oneDNN",
+        "(interp_gpt2/linear.py), the others' through MKL.",
         "",
         ", ".join(f"{name} {value}" if name != "machine" else value for name, value in facts.items()) + ".",
         "",
@@ -232,14 +237,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every number here")
     parser.add_argument("--markdown", action="store_true", help="print the whole of RESULTS.md")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--cpu-time", action="store_true", help="the CPU time of one thread, not the time on the clock")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    clock = thread_time if options.cpu_time else perf_counter
+    if options.cpu_time:
+        torch.set_num_threads(1)
     with torch.no_grad():
-        results = [measure(row, options.rounds) for row in rows_of_small()]
-        results += [measure(row, 10 * options.rounds) for row in rows_of_tiny()]
-    facts = circumstances()
+        results = [measure(row, options.rounds, clock) for row in rows_of_small()]
+        results += [measure(row, 10 * options.rounds, clock) for row in rows_of_tiny()]
+    facts = circumstances(options.cpu_time)
     if options.json:
         options.json.write_text(json.dumps({**facts, "results": [asdict(result) for result in results]}, indent=2) + "\n")
     text = markdown(results, facts)
