@@ -40,7 +40,7 @@ def check_resumable(settings: Mapping[str, Any], config: TrainConfig, source: So
     for name, was, is_ in differences(before, now):
         if name not in FREE_ON_RESUME:
             raise RunError(
-                f"the run was trained with {name}={was!r}, which --resume cannot change to {is_!r}; choose another name for a new run"
+                f"the run was trained with {name}={was!r}, which --resume cannot change to {is_!r}; give a new run another name"
             )
     for name, was, is_ in differences(settings["data"], source.fingerprint()):
         if name not in VERSIONS_OF_DATA:
