@@ -25,7 +25,7 @@ class Report:
     source: Annotated[tyro.conf.Positional[str], option("RUN")]
     """A run's directory, or its name under checkpoints/."""
     out: Annotated[Path | None, option("DIR")] = None
-    """Where to write; the run's own directory unless given."""
+    """Where to write; the run's own directory unless given (with --only, a folder in it)."""
     only: Annotated[str | None, option("SECTIONS")] = None
     """Some sections, separated by commas: loss, loss_by_position, head_scores, lens, attention, probes, neurons, samples."""
     workers: Annotated[int | None, option("N")] = None
@@ -42,7 +42,9 @@ class Report:
             raise UsageError(f"there is no section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
         began = time.monotonic()
         run, _ = find_run(self.source)
-        out = run.path if self.out is None else self.out
+        # A part must not take the place of the whole report.
+        beside = run.path if self.only is None else run.path / f"report-{'-'.join(wanted)}"
+        out = beside if self.out is None else self.out
         out.mkdir(parents=True, exist_ok=True)
         report = collect(run, wanted, self.workers)
         html, data = write_report(report, out)

@@ -180,6 +180,14 @@ def test_report_names_what_it_wrote_and_its_sweeps_are_not_done_twice(capsys, ma
     assert {path: path.stat().st_mtime_ns for path in (markov_run.path / "sweeps").rglob("*.json")} == before
 
 
+def test_a_part_of_a_report_does_not_take_the_place_of_the_whole(capsys, markov_run, tmp_path):
+    shutil.copytree(markov_run.path, tmp_path / "chains")
+    assert "wrote chains/report-loss-lens/report.html" in printed(capsys, "report", "chains", "--only", "loss,lens")
+    assert not (tmp_path / "chains" / "report.html").exists()
+    report = report_from_json((tmp_path / "chains" / "report-loss-lens" / "report.json").read_text("utf-8"))
+    assert report.omitted.keys() == {"loss_by_position", "head_scores", "attention", "probes", "neurons", "samples"}
+
+
 # Training and converting -------------------------------------------------------------------------------------------------
 
 

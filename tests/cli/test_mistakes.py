@@ -115,6 +115,29 @@ def test_a_run_directory_that_exists_is_refused(capsys, text_file):
     assert cli.main([*words, "--overwrite"]) == 0
 
 
+def test_a_resume_falls_back_to_the_newest_whole_checkpoint_and_says_so(capsys, text_run, tmp_path):
+    shutil.copytree(text_run.path, tmp_path / "tiny", ignore=shutil.ignore_patterns("sweeps"))
+    last = tmp_path / "tiny" / "step-00000010"
+    (last / "optimizer.safetensors").write_bytes((last / "optimizer.safetensors").read_bytes()[:-1])
+    assert cli.main(["train", "--out", "tiny", "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert "step 10 cannot be resumed from" in said
+    assert "optimizer.safetensors is truncated" in said
+    assert "step 0 of 10" in said
+    whole = (text_run.path / "step-00000010" / "model.safetensors").read_bytes()
+    assert (last / "model.safetensors").read_bytes() == whole  # trained again, to the same weights
+
+
+def test_a_reader_that_leaves_is_no_error():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "import sys, time; time.sleep(0.5); from interp_gpt2 import cli; sys.exit(cli.main([]))"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 141
+
+
 def test_a_demo_in_the_way_is_refused_before_anything_is_trained(capsys):
     (Path("checkpoints") / "demo-text").mkdir(parents=True)
     said = refused(capsys, "demo")
