@@ -1,6 +1,7 @@
 """Standing edits, parts of a pass, batches and derivatives agree with whole passes, and leave nothing on the model."""
 
 import copy
+import weakref
 from importlib.metadata import version
 
 import pytest
@@ -208,6 +209,15 @@ def test_batches_give_what_the_sequences_give_together(model):
     torch.testing.assert_close(torch.cat([part for part, _ in parts]), logits, atol=1e-5, rtol=1e-5)
     for name in whole:
         torch.testing.assert_close(torch.cat([cache[name] for _, cache in parts]), whole[name][:, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_is_let_go_when_the_next_one_is_asked_for(model):
+    batches = model.run_batched(torch.zeros(3, 4, dtype=torch.long), 1, "*z")
+    logits, cache = next(batches)
+    held = [weakref.ref(logits), weakref.ref(cache["z", 1])]
+    del logits, cache
+    next(batches)
+    assert [reference() for reference in held] == [None, None]
 
 
 def test_a_batch_runs_when_it_is_asked_for(model):
