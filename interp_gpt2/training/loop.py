@@ -93,7 +93,7 @@ class Trainer:
         self.progress(Started(step, config.n_steps, config.model.n_params, config.tokens_per_step))
         self.model.train()
         self.clock, self.clocked_step = time.perf_counter(), step
-        if step == 0:
+        if step == 0 and not self.run.steps:  # a resumed run may go on from a checkpoint of step 0
             self.boundary(0)
         while step < config.n_steps:
             self.pending.append((step + 1, self.update(step)))
