@@ -9,6 +9,7 @@
 For another library, write an `Instrument` and pass its class, or any function from a GPT2 to it.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -54,15 +55,20 @@ def _one(subject: Subject, clause: Clause, point: str) -> Result:
     reason = instrument.missing.get(point) or instrument.exempt.get(clause.name)
     if reason:
         return Result(case, clause.name, point, "not applicable", note=reason)
-    try:
-        found = clause.check(subject, point) if point else clause.check(subject)
-    except RAISED as error:
-        subject.renew()
-        return Result(case, clause.name, point, "fails", note=f"{type(error).__name__}: {_first_line(error)}")
-    if not found.holds:
-        subject.renew()  # so that what one check broke is not counted by the next
-    return Result(case, clause.name, point, "holds" if found.holds else "fails", found.deviation, found.allowed, found.note)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            found = clause.check(subject, point) if point else clause.check(subject)
+        except RAISED as error:
+            subject.renew()
+            return Result(case, clause.name, point, "fails", note=f"{type(error).__name__}: {_first_line(error)}")
+    if found.holds:
+        return Result(case, clause.name, point, "holds", found.deviation, found.allowed, found.note)
+    subject.renew()  # so that what one check broke is not counted by the next
+    said = [f"it warns: {_first_line(warning.message)}" for warning in warned[:1]]
+    note = "; ".join([found.note, *said] if found.note else said)
+    return Result(case, clause.name, point, "fails", found.deviation, found.allowed, note)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:160]
+def _first_line(message: object) -> str:
+    return (str(message).strip().splitlines() or [""])[0][:160]

@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+import warnings
 from importlib.metadata import version
 
 import pytest
@@ -382,6 +383,17 @@ def test_what_a_library_lacks_or_promises_otherwise_does_not_apply_and_says_why(
     assert notes == {("values", "it has none"), ("refuses None", "it has none"), ("refuses None", "documented")}
 
 
+def test_what_a_library_warns_of_stands_beside_what_it_breaks(case):
+    class Warns(ScoresIgnored):
+        def record(self, tokens, names=None, edits=None):
+            warnings.warn("edits of scores are discarded", stacklevel=2)
+            return super().record(tokens, names, edits)
+
+    failed = check(Warns, [case], named("effective")).failed
+    assert failed
+    assert all(result.note.endswith("; it warns: edits of scores are discarded") for result in failed)
+
+
 # TransformerLens -----------------------------------------------------------------------------------------------------
 
 
@@ -406,7 +418,7 @@ def test_version_4s_faults_are_told_from_what_it_keeps(shallow):
         return {kind_of(result.hook_point) for result in check(build, [shallow], named(clause)).failed}
 
     assert not check(compatible_bridge, [shallow], named("values", "float32", "one call", "exceptions", "unknown names")).failed
-    assert failed_at(compatible_bridge, "by hand") == {"resid_mid"}
+    assert failed_at(compatible_bridge, "by hand") == {"resid_mid", "mlp_in"}  # the one is an alias of the other
     assert failed_at(native_bridge, "values") == {"attn.attn_scores"}
     assert failed_at(native_bridge, "effective") == {"attn.attn_scores"}
 
