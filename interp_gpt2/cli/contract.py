@@ -35,7 +35,7 @@ class Contract:
     step: Annotated[int | None, option("STEP")] = None
     """A checkpoint's step; the last one unless given."""
     quick: bool = False
-    """Leave out the largest model, compile one only, call less from threads."""
+    """Leave out the largest model, or the layers between the first and the last; compile one only, call less."""
     against: Literal["transformer-lens"] | None = None
     """Hold the installed TransformerLens to the same contract, for comparison."""
     json: Annotated[Path | None, option("FILE")] = None

@@ -27,8 +27,9 @@ def check(
 ) -> Table:
     """Every clause at every hook point of every case; by default of the small models.
 
-    `quick` leaves out the largest of these, compiles only the first, and calls less from threads. A check that raises what a
-    library raises when it cannot do something is a broken promise, with the error as its note. Resets torch.compile's caches.
+    `quick` leaves out the largest of these, compiles only the first, calls less from threads, and of a deep model takes the
+    first and the last layer. A check that raises what a library raises when it cannot do something is a broken promise, with
+    the error as its note. Resets torch.compile's caches.
     """
     name, results = "", []
     for i, case in enumerate(small_cases(quick) if cases is None else cases):
@@ -39,14 +40,19 @@ def check(
         except ConversionError as error:
             results += [Result(case.title, clause.name, "", "not applicable", note=str(error)) for clause in chosen]
             continue
+        points = [point for point in subject.points if not quick or _layer(point) in (None, 0, case.model.config.n_layers - 1)]
         with torch.no_grad():
-            results += _checked(subject, chosen)
+            results += _checked(subject, chosen, points)
     return Table(name, tuple(results))
 
 
-def _checked(subject: Subject, clauses: Sequence[Clause]) -> Iterator[Result]:
+def _layer(point: str) -> int | None:
+    return int(point.split(".")[1]) if point.startswith("blocks.") else None
+
+
+def _checked(subject: Subject, clauses: Sequence[Clause], points: Sequence[str]) -> Iterator[Result]:
     for clause in clauses:
-        for point in ("",) if clause.at is None else filter(clause.at, subject.points):
+        for point in ("",) if clause.at is None else filter(clause.at, points):
             yield _one(subject, clause, point)
 
 

@@ -69,6 +69,17 @@ def test_a_model_without_layers_or_layer_norms_keeps_them_too():
     assert not check(Ours, [case_of(str(i), drawn(config)) for i, config in enumerate(models)], FAST, quick=True).failed
 
 
+def test_a_view_under_standing_edits_keeps_them_too(shallow):
+    assert not check(lambda gpt2: Ours(gpt2.with_edits({"embed": lambda value, site: value})), [shallow], FAST, quick=True).failed
+
+
+def test_of_a_deep_model_quick_takes_the_first_and_the_last_layer():
+    deep = case_of("deep", drawn(GPT2Config(n_layers=4, n_heads=2, d_model=8, d_vocab=11, n_ctx=6)))
+    table = check(Ours, [deep], named("values", "float32"), quick=True)
+    assert {result.hook_point.split(".")[1] for result in table.results if "blocks" in result.hook_point} == {"0", "3"}
+    assert len(check(Ours, [deep], named("values")).results) == len(deep.model.hook_points())
+
+
 # Broken --------------------------------------------------------------------------------------------------------------
 
 
