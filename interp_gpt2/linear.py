@@ -1,8 +1,8 @@
-"""A linear map that is not slow on AMD processors.
+"""A linear map that is not slow on AMD processors with AVX-512.
 
 On the CPU, torch multiplies float32 matrices with Intel's MKL, which runs its AVX2 code on AMD processors whatever they can
-do. oneDNN, which torch carries too, runs AVX-512 there and takes half the time, forward and backward (torch 2.13, an EPYC
-with AVX-512, 15 to 2,048 rows, widths of 128 to 3,072). It rounds as float32 does, and a row's result does not depend on the
+do. oneDNN, which torch carries too, runs AVX-512 there and takes half the time, forward and backward (torch 2.13 on an
+EPYC, 15 to 2,048 rows, widths of 128 to 3,072). It rounds as float32 does, and a row's result does not depend on the
 rows beside it. Everywhere else, and within `torch.backends.mkldnn.flags(enabled=False)`, `linear` is torch's own.
 """
 
@@ -34,7 +34,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()  # the compiler chooses for itself
-        and not has_torch_function_variadic(x, weight)  # a subclass or a mode may mean something else by F.linear
+        and type(x) is Tensor  # a subclass may mean something else by a product,
+        and not has_torch_function_variadic(x, weight)  # and so may a mode
         and x.device.type == "cpu"
         and x.numel() * weight.shape[0] >= _WORTHWHILE
         and x.dtype == weight.dtype == torch.float32
@@ -47,14 +48,22 @@ def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
 
 @lru_cache(maxsize=1)
 def _mkl_is_slow() -> bool:
-    if not torch.backends.mkl.is_available() or not _has_onednn():
-        return False
     facts = Path("/proc/cpuinfo")
-    return "AuthenticAMD" in (facts.read_text() if facts.exists() else platform.processor())
+    amd = "AuthenticAMD" in (facts.read_text() if facts.exists() else platform.processor())
+    avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return amd and avx512 and torch.backends.mkl.is_available() and _has_onednn()
 
 
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Does this torch have oneDNN's product, called as we call it? torch keeps it for its compiler, and may change it."""
+    try:
+        return torch.equal(_product(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)), torch.full((2, 4), 4.0))
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, _dense(weight), bias, "none", [], "")
 
 
 def _dense(weight: Tensor) -> Tensor:
@@ -63,11 +72,11 @@ def _dense(weight: Tensor) -> Tensor:
 
 
 class _OneDNN(torch.autograd.Function):
-    """oneDNN's product, which torch has for its compiler and therefore without derivatives. These are they."""
+    """oneDNN's product, which torch has without derivatives. These are they."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, _dense(weight), bias, "none", [], "")
+        return _product(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:

@@ -146,6 +146,14 @@ def test_modes_autocast_compilation_and_the_switch_of_torch_are_respected(onednn
     assert calls
 
 
+def test_a_torch_without_the_product_is_noticed(monkeypatch):
+    def renamed(*args):
+        raise TypeError("_linear_pointwise() takes other arguments")
+
+    monkeypatch.setattr(module, "_product", renamed)
+    assert not module._has_onednn()
+
+
 def test_rows_do_not_depend_on_the_rows_beside_them(onednn):
     x, weight, bias = operands((64, 96), (80, 96))
     other = x.clone()
