@@ -157,9 +157,10 @@ def test_a_killed_run_goes_on_from_its_last_resumable_checkpoint_and_logs_each_s
     assert notices == [Notice("resuming at step 12; 1 later checkpoints are made again")]
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
-    run = killed(tmp_path / "parts", 0)
-    assert run.steps == []
+@pytest.mark.parametrize(("step", "steps"), [(0, []), (1, [0]), (5, [0, 1, 2, 4])])
+def test_a_run_killed_early_starts_again_from_its_initialisation(tmp_path, step, steps):
+    run = killed(tmp_path / "parts", step)
+    assert run.steps == steps
     assert end_of(train(CONFIG, run.path, resume=True)) == end_of(train(CONFIG, tmp_path / "whole"))
 
 
