@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_is_skipped_by_name_for_the_newest_that_is_whole(tm
         ({"seed": 1}, "with seed=0"),
         ({"model": replace(CONFIG.model, n_layers=2)}, "with model.n_layers=1"),
         ({"checkpoints": Checkpoints(resume_every=7)}, "with checkpoints.resume_every=6"),
-        ({"n_steps": 10}, "n_steps=20, which --resume may raise but not lower to 10"),
+        ({"n_steps": 10}, "n_steps=20 so far, which --resume may raise but not lower to 10"),
     ],
 )
 def test_a_config_that_differs_is_refused_by_field_and_changes_nothing(tmp_path, change, said):
