@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -237,15 +237,30 @@ def _run_here(tasks: list[_Task]) -> dict[int, Future]:
 
 def _run_in_processes(tasks: list[_Task], workers: int) -> dict[int, Future]:
     spawn = multiprocessing.get_context("spawn")  # a fork of a process whose torch has run threads can hang
-    with one_thread_each(), ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker) as executor:
+    needs_script = any(type(analysis).__module__ == "__main__" for analysis, _ in tasks[0].wanted)
+    script = nullcontext() if needs_script else _without_the_script()
+    with one_thread_each(), script, ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker) as executor:
         try:
             return _run_on(executor, tasks)
         except BrokenProcessPool as error:
             raise AnalysisError(
                 "a worker process of the sweep died; what was finished is kept. It may have run out of memory (pass fewer "
-                "workers), or the script that sweeps lacks `if __name__ == '__main__':` around its work, which each new "
-                "process imports"
+                "workers), or the script, which holds the analysis and is therefore imported by each new process, lacks "
+                "`if __name__ == '__main__':` around its work"
             ) from error
+
+
+@contextmanager
+def _without_the_script() -> Iterator[None]:
+    """Processes started in the block do not import the running script, which would sweep again unless it were guarded."""
+    script = vars(sys.modules["__main__"])
+    before = {name: script[name] for name in ("__file__", "__spec__") if name in script}
+    script.pop("__file__", None)
+    script["__spec__"] = None  # what multiprocessing looks at to find it
+    try:
+        yield
+    finally:
+        script.update(before)
 
 
 @contextmanager

@@ -110,7 +110,7 @@ sequences = next(run.source().validation(n_ctx=64, batch_size=512))
 second_half = run.source().scored_positions(64)
 for reference in run.source().references(64):
     print(f"{reference.name:>28}: {reference.loss:.2f}")
-print(f"{'the model':>28}: {mean_loss(token_losses(model, sequences), second_half).value:.2f}")
+print(f"{'the model':>28}: {mean_loss(token_losses(model, sequences), second_half).loss:.2f}")
 
 # %%
 import torch
@@ -128,7 +128,7 @@ previous_head = int(scores["previous_token"].best[0].split("H")[1])
 for head in (previous_head, 1 - previous_head):
     logits = model.run_with_edits(sequences[:, :-1], {("z", 0): silence(head)})
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), sequences[:, 1:], reduction="none")
-    print(f"{f'without L0H{head}':>28}: {mean_loss(losses.detach(), second_half).value:.2f}")
+    print(f"{f'without L0H{head}':>28}: {mean_loss(losses.detach(), second_half).loss:.2f}")
 
 # %% [markdown]
 # ## Taking it elsewhere

@@ -216,16 +216,33 @@ def test_processes_start_only_where_they_save_time(monkeypatch):
     assert sweeps.worth(seconds=60.0, n_tasks=0) == 1
 
 
-def test_a_script_without_a_main_guard_is_told_about_it(run, tmp_path):
+def run_script(tmp_path, text: str) -> subprocess.CompletedProcess:
     script = tmp_path / "script.py"
-    script.write_text(
-        "import torch\n"
-        "from interp_gpt2 import Run, sweep\n"
-        "from interp_gpt2.analysis.attention_patterns import HeadScores\n"
-        f"sweep(Run({str(run.path)!r}), HeadScores(torch.zeros(1, 4, dtype=torch.int64)), workers=2)\n"
-    )
+    script.write_text(text)
     root = Path(sweeps.__file__).parents[1]
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)})
+    return subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)})
+
+
+UNGUARDED = """
+import torch
+from interp_gpt2 import Run, sweep
+from interp_gpt2.analysis.attention_patterns import HeadScores
+{definition}
+frame = sweep(Run({path!r}), {name}(torch.zeros(1, 4, dtype=torch.int64)), workers=2)
+print(len(frame), "rows")
+"""
+
+
+def test_a_script_needs_no_main_guard(run, tmp_path):
+    done = run_script(tmp_path, UNGUARDED.format(definition="", path=str(run.path), name="HeadScores"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("rows\n")
+    assert done.stdout.count("rows") == 1
+
+
+def test_a_script_that_holds_its_analysis_is_told_of_the_guard_it_lacks(run, tmp_path):
+    definition = "class Mine(HeadScores): pass"
+    done = run_script(tmp_path, UNGUARDED.format(definition=definition, path=str(run.path), name="Mine"))
     assert done.returncode == 1
     assert "__name__ == '__main__'" in done.stderr.splitlines()[-1]
 
