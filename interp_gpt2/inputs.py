@@ -12,8 +12,8 @@ def positions_and_visible(
 ) -> tuple[Tensor, Tensor | None]:
     """Absolute positions of the tokens, (pos,) or (batch, pos); and which keys their queries see (None: plain causal)."""
     n_keys = n_past + n_pos
-    if attention_mask is None and not n_past:
-        return torch.arange(n_pos, device=device), None
+    if attention_mask is None and (not n_past or n_pos == 1):  # a single query sees every key
+        return torch.arange(n_past, n_keys, device=device), None
     visible = torch.ones(n_pos, n_keys, dtype=torch.bool, device=device).tril(n_past)  # (query, key)
     if attention_mask is None:
         return torch.arange(n_past, n_keys, device=device), visible

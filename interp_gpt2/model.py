@@ -93,7 +93,7 @@ class Attention(nn.Module):
         z = F.scaled_dot_product_attention(
             *(heads.transpose(1, 2) for heads in (q, k, v)),  # (batch, head, pos, d_head)
             attn_mask=visible,
-            is_causal=visible is None,
+            is_causal=visible is None and q.shape[1] > 1,  # a single query sees every key
             dropout_p=self.dropout if self.training else 0.0,
             scale=self.scale,
         )
@@ -102,7 +102,7 @@ class Attention(nn.Module):
     def attend_explicitly(self, q: Tensor, k: Tensor, v: Tensor, hooks: Hooks, visible: Tensor | None) -> Tensor:
         padded = visible is not None
         if not padded:
-            visible = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril()
+            visible = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril(k.shape[1] - q.shape[1])
         unseen, blind = ~visible, ~visible.any(-1, keepdim=True)
         scores = (q * self.scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)  # (batch, head, query, key)
         scores = hooks("attn_scores", scores.masked_fill_(unseen, -math.inf), then=lambda s: s.masked_fill(unseen, -math.inf))
@@ -390,8 +390,8 @@ class GPT2(nn.Module):
 
         save_weights(directory, self.state_dict(), self.config)
 
-    def generate(self, tokens: Tensor, max_new_tokens: int, **sampling: float | int | None) -> Tensor:
-        """`tokens` with up to `max_new_tokens` more. See generation.generate for temperature, top_k, top_p and seed."""
+    def generate(self, tokens: Tensor, max_new_tokens: int, **sampling: float | int | Tensor | None) -> Tensor:
+        """`tokens` with up to `max_new_tokens` more. See generation.generate for temperature, top_k, top_p, seed, ..."""
         from interp_gpt2.generation import generate
 
         return generate(self, tokens, max_new_tokens, **sampling)
