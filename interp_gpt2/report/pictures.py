@@ -173,15 +173,15 @@ def head_table(score: HeadScore, section: HeadScores) -> Table:
 
 
 def probe_figure(probe: Probe, section: Probes, report: Report) -> Markup:
-    """Accuracy by step, one line a layer from dark to bright, the best one with its interval; what needs no model dashed."""
+    """AUROC by step, one line a layer from dark to bright, the best one with its interval; what needs no model dashed."""
     n = len(section.layers)
-    best = max(range(n), key=lambda i: probe.accuracy[-1][i] or 0.0)
+    best = max(range(n), key=lambda i: probe.auroc[-1][i] or 0.0)
     lines = []
     for i, layer in enumerate(section.layers):
         # One interval, at the last step: bands of every layer would hide the lines.
         before = [None] * (len(section.steps) - 1)
         low, high = ([*before, end[-1][i]] if end and i == best else None for end in (probe.low, probe.high))
-        lines.append(Line(layer, section.steps, [row[i] for row in probe.accuracy], f"s{_shade(i, n)}", low, high, dots=True))
+        lines.append(Line(layer, section.steps, [row[i] for row in probe.auroc], f"s{_shade(i, n)}", low, high, dots=True))
     rules = [
         Rule(f"{label} {value:.2f}", value)
         for label, value in (
@@ -193,23 +193,23 @@ def probe_figure(probe: Probe, section: Probes, report: Report) -> Markup:
         if value is not None
     ]
     title, window = f"Probes for {probe.name}", _window(report.phase_change)
-    chart = Chart(title, "step", "accuracy", lines, rules, window, x_scale=step_scale(report), size=(460, 280))
+    chart = Chart(title, "step", "AUROC", lines, rules, window, x_scale=step_scale(report), size=(460, 280))
     return tag("figure", {}, draw(chart))
 
 
 def probed_over_time(probe: Probe) -> bool:
     """Whether there is more than one step to draw a line through."""
-    return sum(any(value is not None for value in row) for row in probe.accuracy) > 1
+    return sum(any(value is not None for value in row) for row in probe.auroc) > 1
 
 
 def last_step_table(section: Probes) -> Table:
     """Probes of one step only: rows are labels, columns what needs no model and then the layers."""
     rows = []
     for probe in (probe for probe in section.probes if not probed_over_time(probe)):
-        at = next((i for i in reversed(range(len(section.steps))) if probe.accuracy[i][0] is not None), -1)
+        at = next((i for i in reversed(range(len(section.steps))) if probe.auroc[i][0] is not None), -1)
         beside = (probe.majority, probe.current_token, probe.last_two_tokens, highest_shuffled(probe))
         rows.append(
-            [probe.name.replace("_", " "), count(section.steps[at]), *map(_cell, beside), *map(_cell, probe.accuracy[at])]
+            [probe.name.replace("_", " "), count(section.steps[at]), *map(_cell, beside), *map(_cell, probe.auroc[at])]
         )
     return Table("probes-last-step", ["label", "step", "majority", "this token", "last two", "shuffled", *section.layers], rows)
 
@@ -226,7 +226,7 @@ def probe_table(probe: Probe, section: Probes) -> Table:
     rows = []
     for i, step in enumerate(section.steps):
         shuffled = probe.shuffled[i] if probe.shuffled else []
-        rows.append([count(step), *map(_cell, probe.accuracy[i]), *map(_cell, shuffled)])
+        rows.append([count(step), *map(_cell, probe.auroc[i]), *map(_cell, shuffled)])
     for name in ("majority", "current_token", "last_two_tokens"):
         rows.append([name.replace("_", " "), _cell(getattr(probe, name)), *[""] * (len(columns) - 1)])
     return Table(f"probe-{probe.name.replace(' ', '-')}", ["step", *columns], rows)

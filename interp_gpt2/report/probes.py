@@ -63,13 +63,15 @@ def _probe(name: str, data: ProbeSet, table: "DataFrame", steps: list[int], n_la
         measures=of.measures,
         n_train=int(labelled.sum()),
         n_test=int(once["probe_accuracy_majority"].n),
-        accuracy=_by_step_and_layer(table, "probe_accuracy", steps, n_layers),
-        shuffled=_by_step_and_layer(table, "probe_accuracy_shuffled", steps, n_layers),
-        majority=float(once["probe_accuracy_majority"].value),
-        current_token=float(once["probe_accuracy_current_token"].value),
-        last_two_tokens=float(once["probe_accuracy_last_two_tokens"].value),
-        low=_by_step_and_layer(table, "probe_accuracy", steps, n_layers, "low"),
-        high=_by_step_and_layer(table, "probe_accuracy", steps, n_layers, "high"),
+        accuracy=max(value for value in _by_step_and_layer(table, "probe_accuracy", steps, n_layers)[-1] if value is not None),
+        majority_accuracy=float(once["probe_accuracy_majority"].value),
+        auroc=_by_step_and_layer(table, "probe_auroc", steps, n_layers),
+        shuffled=_by_step_and_layer(table, "probe_auroc_shuffled", steps, n_layers),
+        majority=float(once["probe_auroc_majority"].value),
+        current_token=float(once["probe_auroc_current_token"].value),
+        last_two_tokens=float(once["probe_auroc_last_two_tokens"].value),
+        low=_by_step_and_layer(table, "probe_auroc", steps, n_layers, "low"),
+        high=_by_step_and_layer(table, "probe_auroc", steps, n_layers, "high"),
     )
 
 

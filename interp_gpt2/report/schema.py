@@ -174,18 +174,21 @@ class Attention:
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear probe for one label. `accuracy` and `shuffled` (the same probe on shuffled labels) are (step, layer).
+    """A linear probe for one label. `auroc` and `shuffled` (the same probe on shuffled labels) are (step, layer).
 
-    `majority`, `current_token` and `last_two_tokens` are the accuracies of the commonest label and of the best
-    predictors from the current token and from the last two; None where not computed. `low` and `high` are the ends of
-    an interval of the accuracy, (step, layer).
+    AUROC, because a label that is rare makes every accuracy high; of several classes, the mean over them against the
+    rest. `majority` (0.5), `current_token` and `last_two_tokens` are those of always saying the commonest label and of
+    the best predictors from the current token and from the last two; None where not computed. `low` and `high` are the
+    ends of an interval, (step, layer). `accuracy` is the best layer's at the last step, beside `majority_accuracy`.
     """
 
     name: str
     measures: str
     n_train: int
     n_test: int
-    accuracy: list[list[float | None]]
+    accuracy: float
+    majority_accuracy: float
+    auroc: list[list[float | None]]
     shuffled: list[list[float | None]] | None
     majority: float
     current_token: float | None

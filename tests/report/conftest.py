@@ -255,20 +255,16 @@ def _probes(rng: np.random.Generator) -> schema.Probes:
     steps = [0, 1, 4, 16, 64, 128, 256, 512, 1024, 2600]
     layers = ["embed", "layer 0", "layer 1", "layer 2", "layer 3"]
 
-    def probe(name: str, measures: str, majority: float, last_two: float, top: float) -> schema.Probe:
-        accuracy = [
-            [
-                min(
-                    0.99,
-                    majority + (top - majority) * (k / 4) ** 0.5 * _rise(s, 0.1, 0.9, 200, 400) + float(rng.normal(0, 0.004)),
-                )
-                for k in range(5)
-            ]
-            for s in steps
-        ]
-        shuffled = [[majority + float(rng.normal(0, 0.004)) for _ in layers] for _ in steps]
-        low, high = ([[value + shift for value in row] for row in accuracy] for shift in (-0.02, 0.015))
-        return schema.Probe(name, measures, 40_000, 10_000, accuracy, shuffled, majority, majority + 0.01, last_two, low, high)
+    def probe(name: str, measures: str, last_two: float, top: float) -> schema.Probe:
+        def at(step: int, layer: int) -> float:
+            risen = 0.5 + (top - 0.5) * (layer / 4) ** 0.5 * _rise(step, 0.1, 0.9, 200, 400)
+            return min(0.99, risen + float(rng.normal(0, 0.004)))
+
+        auroc = [[at(step, layer) for layer in range(5)] for step in steps]
+        shuffled = [[0.5 + float(rng.normal(0, 0.004)) for _ in layers] for _ in steps]
+        low, high = ([[value + shift for value in row] for row in auroc] for shift in (-0.02, 0.015))
+        accuracies = (0.981, 0.976)
+        return schema.Probe(name, measures, 40_000, 10_000, *accuracies, auroc, shuffled, 0.5, 0.51, last_two, low, high)
 
     return schema.Probes(
         "interp-gpt2 probe checkpoints/demo-text",
@@ -276,18 +272,18 @@ def _probes(rng: np.random.Generator) -> schema.Probes:
         steps,
         layers,
         [
-            probe("inside quotes", "Whether the character stands between quotation marks.", 0.78, 0.83, 0.96),
-            probe("indentation depth", "How deep the line is indented.", 0.55, 0.62, 0.91),
-            _at_the_last_step(probe("digit", "Whether the character is a digit.", 0.97, 1.0, 0.999)),
+            probe("inside quotes", "Whether the character stands between quotation marks.", 0.63, 0.96),
+            probe("indentation depth", "How deep the line is indented.", 0.62, 0.91),
+            _at_the_last_step(probe("digit", "Whether the character is a digit.", 1.0, 0.999)),
         ],
     )
 
 
 def _at_the_last_step(probe: schema.Probe) -> schema.Probe:
-    accuracy, shuffled, low, high = (
-        [[None] * len(row) for row in rows[:-1]] + rows[-1:] for rows in (probe.accuracy, probe.shuffled, probe.low, probe.high)
+    auroc, shuffled, low, high = (
+        [[None] * len(row) for row in rows[:-1]] + rows[-1:] for rows in (probe.auroc, probe.shuffled, probe.low, probe.high)
     )
-    return replace(probe, accuracy=accuracy, shuffled=shuffled, low=low, high=high)
+    return replace(probe, auroc=auroc, shuffled=shuffled, low=low, high=high)
 
 
 def _neurons(rng: np.random.Generator) -> schema.Neurons:

@@ -265,4 +265,4 @@ def test_a_probe_of_one_step_stands_in_a_table_and_not_in_an_empty_chart(report:
     assert "Probes for digit" not in page
     digit = report.probes.probes[-1]
     assert f"<tr><td>digit</td><td>2,600</td><td>{digit.majority:.4f}</td>" in page
-    assert f"<td>{digit.accuracy[-1][-1]:.4f}</td></tr>" in page
+    assert f"<td>{digit.auroc[-1][-1]:.4f}</td></tr>" in page
