@@ -86,8 +86,9 @@ def shown(table: "Table") -> str:
     text = f"{table.instrument} on {models[0] if len(models) == 1 else f'{len(models)} small models'}: "
     text += f"{kept} of {len(summaries)} promises kept in {sum(s.holds + s.fails for s in summaries):,} checks\n\n"
     text += columns(["", "hold", "fail", "worst", "allowed"], lines)
-    broken = [f"{r.clause} at {r.hook_point or 'the model'}, {r.case}: {r.note or number(r.deviation)}" for r in failed]
-    broken = [cut(line, 80) for line in broken]
+    how = [r.note or f"{number(r.deviation)} where {number(r.allowed)} is allowed" for r in failed]
+    where = [f"{r.clause} at {r.hook_point or 'the model'}, {r.case}" for r in failed]
+    broken = [cut(f"{place}: {what}", 80) for place, what in zip(where, how, strict=True)]
     if len(broken) > SHOWN:
         broken[SHOWN:] = [f"and {len(broken) - SHOWN} more, which --json writes"]
     return "\n".join([text, "", *broken]) if broken else text

@@ -1,9 +1,9 @@
 """Several instruments' tables as one page: what each keeps, and what fails where."""
 
 from collections.abc import Sequence
-from itertools import groupby
 
 from interp_gpt2.contract.clauses import CLAUSES
+from interp_gpt2.contract.finding import BEGAN
 from interp_gpt2.contract.table import Result, Summary, Table, kind_of
 
 
@@ -28,16 +28,18 @@ def _cell(summary: Summary | None) -> str:
 def failures(table: Table) -> str:
     """For each broken promise the kinds of hook point, with the largest number measured and how the worst came about."""
     lines = []
-    for clause, results in groupby(table.failed, key=lambda result: result.clause):
-        lines.append(f"- **{clause}**: {_where(list(results), table.of(clause))}")
+    for clause in dict.fromkeys(result.clause for result in table.failed):
+        failed = [result for result in table.of(clause) if result.verdict == "fails"]
+        lines.append(f"- **{clause}**: {_where(failed, table.of(clause))}")
     return "\n".join(lines)
 
 
 def _where(failed: list[Result], checked: list[Result]) -> str:
     kinds = list(dict.fromkeys(kind_of(result.hook_point) for result in failed))
-    possible = {kind_of(result.hook_point) for result in checked if result.verdict != "not applicable"}
-    if kinds != [""] and len(kinds) == len(possible) > 3:
-        return f"at every hook point ({_worst(failed)})"
+    kept = [kind for kind in dict.fromkeys(kind_of(result.hook_point) for result in checked) if kind not in kinds]
+    if len(kinds) > 3 and len(kinds) > 2 * len(kept):
+        spared = f" but {', '.join(f'`{kind}`' for kind in kept if kind)}" if kept else ""
+        return f"at every hook point{spared} ({_worst(failed)})"
     same = [(_worst([r for r in failed if kind_of(r.hook_point) == kind]), kind) for kind in kinds]
     told: dict[str, list[str]] = {}
     for how, kind in same:
@@ -46,10 +48,10 @@ def _where(failed: list[Result], checked: list[Result]) -> str:
 
 
 def _worst(results: list[Result]) -> str:
-    """The largest number; what was counted and what raised say so in their note."""
+    """The largest number, and where it began; what was counted and what raised say so in their note."""
     worst = max(results, key=lambda result: -1.0 if result.deviation is None else result.deviation)
-    if worst.deviation is None or not worst.allowed:
-        return worst.note or f"up to {number(worst.deviation)}"
+    if worst.note and not (worst.allowed or worst.note.startswith(BEGAN)):
+        return worst.note
     return f"up to {number(worst.deviation)}" + (f", {worst.note}" if worst.note else "")
 
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from interp_gpt2.contract.finding import RAISED, Finding, count, farthest
+from interp_gpt2.contract.finding import RAISED, Finding, count, farthest, side_by_side
 from interp_gpt2.contract.subject import Subject, identity, scaled, scaled_in_place
+from interp_gpt2.hooks import default_hook_points
 
 # Of the largest activation at the hook point, or of 1: rounding in float64 and in float32 (as conversions here state it),
 # and 8 units of the format's resolution in half precision, twice what the contract's own models were measured to need.
@@ -109,7 +110,7 @@ def grad_mode(subject: Subject, point: str) -> Finding:
         without_grad, seen = instrument.record(subject.tokens, None, edits)
         with torch.enable_grad():
             with_grad, seen_with = instrument.record(subject.tokens, None, edits)
-        pairs += [(name, seen_with[name], value) for name, value in seen.items()]
+        pairs += side_by_side(seen_with, seen)
         pairs.append(("the logits", with_grad, without_grad))
     return farthest(pairs, FLOAT32)
 
@@ -119,7 +120,9 @@ def grad_mode(subject: Subject, point: str) -> Finding:
 
 def identities(subject: Subject) -> Finding:
     """In float32, from recorded values and b_O alone."""
-    _, seen = subject.instrument().record(subject.tokens)
+    instrument, default = subject.instrument(), default_hook_points(subject.config)
+    names = [point for point in subject.points if point in default or point.endswith(".result")]
+    _, seen = instrument.record(subject.tokens, [point for point in names if point not in instrument.missing])
     n_layers = subject.config.n_layers
     if not n_layers:
         return Finding(0.0, FLOAT32, "no layers")

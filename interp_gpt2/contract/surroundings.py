@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from interp_gpt2.contract.finding import RAISED, Finding, count, farthest
+from interp_gpt2.contract.finding import RAISED, Finding, count, farthest, side_by_side
 from interp_gpt2.contract.instrument import Instrument
 from interp_gpt2.contract.reading import FLOAT32
 from interp_gpt2.contract.subject import Subject, deviation, scaled
@@ -91,11 +91,11 @@ def _threads(subject: Subject, edits: list[dict]) -> Finding:
         for _ in range(subject.calls):
             try:
                 logits, seen = instrument.record(inputs[index], names, edits[index])
-                pairs = [(logits, alone[index][0]), *((seen[name], value) for name, value in alone[index][1].items())]
+                pairs = [("the logits", logits, alone[index][0]), *side_by_side(seen, alone[index][1])]
             except RAISED:
                 failed += 1
             else:
-                wrong += not all(deviation(value, expected) <= FLOAT32 for value, expected in pairs)
+                wrong += not all(deviation(value, expected) <= FLOAT32 for _, value, expected in pairs)
         return failed, wrong
 
     with ThreadPoolExecutor(4) as pool:
@@ -128,7 +128,7 @@ def compiled(subject: Subject) -> Finding:
             pairs.append(("the logits", instrument.run(subject.tokens), subject.plain))
             found_logits, found = instrument.record(subject.tokens)
             pairs.append(("the logits of a recorded pass", found_logits, logits))
-            pairs += [(name, found[name], value) for name, value in seen.items()]
+            pairs += side_by_side(found, seen)
             pairs.append(("the logits after a recorded pass", instrument.run(subject.tokens), subject.plain))
     return farthest(pairs, FLOAT32)
 
@@ -140,7 +140,7 @@ def compiled_edits(subject: Subject) -> Finding:
     for edited in _together(subject):
         logits, seen = eager.record(subject.tokens, None, dict.fromkeys(edited, scaled))
         found_logits, found = instrument.record(subject.tokens, None, dict.fromkeys(edited, scaled))
-        pairs += [(name, found[name], value) for name, value in seen.items()]
+        pairs += side_by_side(found, seen)
         pairs.append(("the logits", found_logits, logits))
     return farthest(pairs, 10 * FLOAT32)  # edits of every scale at once multiply rounding
 
@@ -164,10 +164,9 @@ def compilations(subject: Subject) -> Finding:
         backend = _Counting()
         with torch.set_grad_enabled(grad):
             instrument = _compiled(subject, backend)
-            instrument.run(subject.tokens)
-            instrument.record(subject.tokens)
-            instrument.run(subject.tokens)
-            instrument.record(subject.tokens)
+            for _ in range(2):
+                instrument.run(subject.tokens)
+                side_by_side(instrument.record(subject.tokens)[1], subject.instrument().record(subject.tokens)[1])
         counts.append(backend.graphs)
     return Finding(max(abs(n - 2) for n in counts), 0, f"{counts[0]} and {counts[1]} graphs" if counts != [2, 2] else "")
 

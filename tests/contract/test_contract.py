@@ -499,7 +499,7 @@ def test_the_command_prints_each_promise_and_exits_with_1_when_one_is_broken(cap
     assert len(written["tables"][0]["results"]) == 58
     monkeypatch.setattr("interp_gpt2.contract.instrument.Ours", OtherValues)
     assert cli.main(["contract"]) == 1
-    assert "values at blocks.0.attn.attn_scores, one layer: first at" in capsys.readouterr().out
+    assert "values at blocks.0.attn.attn_scores, one layer: 0.82 where 1e-09 is allowed" in capsys.readouterr().out
 
 
 def test_the_command_reads_a_model_from_a_directory(capsys, monkeypatch, tmp_path, model):
