@@ -32,7 +32,8 @@ from interp_gpt2.hooks import default_hook_points
 
 SMALL = GPT2Config()
 TINY = GPT2Config(n_layers=2, n_heads=4, d_model=64, d_vocab=1000)
-OURS = "interp_gpt2"
+HOOKED = int(version("transformer-lens").split(".")[0]) < 4
+OURS, HF, LENS = COLUMNS = ("interp_gpt2", "Hugging Face", f"TransformerLens {'HookedTransformer' if HOOKED else 'bridge'}")
 
 Clock = Callable[[], float]  # in seconds
 
@@ -73,17 +74,17 @@ def rows_of_small() -> list[Row]:
     return [
         Row(
             "forward, 4 x 256 tokens",
-            forward | {"Hugging Face": lambda: sdpa(long, use_cache=False), lens_name(): lambda: lens(long)},
+            forward | {HF: lambda: sdpa(long, use_cache=False), LENS: lambda: lens(long)},
             1.02,
-            "Hugging Face",
+            HF,
         ),
         Row(
             "cache every activation, 4 x 256",
             {
                 OURS: lambda: model.run_with_cache(long),
                 "own forward": forward[OURS],
-                "Hugging Face": lambda: eager(long, use_cache=False, output_hidden_states=True, output_attentions=True),
-                lens_name(): lambda: lens.run_with_cache(long),
+                HF: lambda: eager(long, use_cache=False, output_hidden_states=True, output_attentions=True),
+                LENS: lambda: lens.run_with_cache(long),
             },
             1.10,
             "own forward",
@@ -93,7 +94,7 @@ def rows_of_small() -> list[Row]:
             {
                 OURS: lambda: model.run_with_cache(long, with_results),
                 "own forward": forward[OURS],
-                lens_name(): lambda: lens_with_results.run_with_cache(long),
+                LENS: lambda: lens_with_results.run_with_cache(long),
             },
             1.60,
             "own forward",
@@ -103,8 +104,8 @@ def rows_of_small() -> list[Row]:
             "forward, 1 x 15 tokens",
             {
                 OURS: lambda: model(short),
-                "Hugging Face": lambda: sdpa(short, use_cache=False),
-                lens_name(): lambda: lens(short),
+                HF: lambda: sdpa(short, use_cache=False),
+                LENS: lambda: lens(short),
             },
             50,
         ),
@@ -121,8 +122,8 @@ def rows_of_tiny() -> list[Row]:
             "2 layers, d_model 64: forward, 1 x 32",
             {
                 OURS: lambda: model(tokens),
-                "Hugging Face": lambda: hf_model(tokens, use_cache=False),
-                lens_name(): lambda: lens(tokens),
+                HF: lambda: hf_model(tokens, use_cache=False),
+                LENS: lambda: lens(tokens),
             },
             0.4,
             inner=10,
@@ -132,7 +133,7 @@ def rows_of_tiny() -> list[Row]:
             {
                 OURS: lambda: model.run_with_cache(tokens),
                 "own forward": lambda: model(tokens),
-                lens_name(): lambda: lens.run_with_cache(tokens),
+                LENS: lambda: lens.run_with_cache(tokens),
             },
             0.7,
             inner=10,
@@ -143,15 +144,7 @@ def rows_of_tiny() -> list[Row]:
 def lens_of(model: GPT2) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return to_hooked_transformer(model) if has_hooked_transformer() else to_transformer_bridge(model)
-
-
-def lens_name() -> str:
-    return f"TransformerLens {'HookedTransformer' if has_hooked_transformer() else 'bridge'}"
-
-
-def has_hooked_transformer() -> bool:
-    return int(version("transformer-lens").split(".")[0]) < 4
+        return to_hooked_transformer(model) if HOOKED else to_transformer_bridge(model)
 
 
 def measure(row: Row, rounds: int, clock: Clock) -> Result:
@@ -199,9 +192,8 @@ def processor() -> str:
     return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
 
 
-def markdown(results: list[Result], facts: dict[str, Any]) -> str:
-    """The whole of RESULTS.md."""
-    names = list(dict.fromkeys(name for result in results for name in result.milliseconds if name != "own forward"))
+def heading(facts: dict[str, Any]) -> str:
+    """What RESULTS.md says above its table."""
     lines = [
         "# What looking inside costs",
         "",
@@ -213,13 +205,18 @@ def markdown(results: list[Result], facts: dict[str, Any]) -> str:
         "",
         ", ".join(f"{name} {value}" if name != "machine" else value for name, value in facts.items()) + ".",
         "",
-        f"| work | {' | '.join(names)} | target | met |",
-        f"|---|{'---|' * len(names)}---|---|",
     ]
-    for result in results:
-        cells = [cell(result, name) for name in names]
-        lines.append(f"| {result.row} | {' | '.join(cells)} | {result.target} | {'yes' if result.met else 'no'} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def table_head() -> str:
+    columns = ["work", *COLUMNS, "target", "met"]
+    return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+
+
+def table_row(result: Result) -> str:
+    cells = [result.row, *(cell(result, name) for name in COLUMNS), result.target, "yes" if result.met else "no"]
+    return f"| {' | '.join(cells)} |"
 
 
 def cell(result: Result, name: str) -> str:
@@ -242,14 +239,17 @@ def main() -> None:
     clock = thread_time if options.cpu_time else perf_counter
     if options.cpu_time:
         torch.set_num_threads(1)
+    facts, results = circumstances(options.cpu_time), []
+    if options.markdown:
+        print(heading(facts))
+    print(table_head(), flush=True)
     with torch.no_grad():
-        results = [measure(row, options.rounds, clock) for row in rows_of_small()]
-        results += [measure(row, 10 * options.rounds, clock) for row in rows_of_tiny()]
-    facts = circumstances(options.cpu_time)
+        for rows, rounds in ((rows_of_small, options.rounds), (rows_of_tiny, 10 * options.rounds)):
+            for row in rows():
+                results.append(measure(row, rounds, clock))
+                print(table_row(results[-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps({**facts, "results": [asdict(result) for result in results]}, indent=2) + "\n")
-    text = markdown(results, facts)
-    print(text if options.markdown else text[text.index("| work") :])
 
 
 if __name__ == "__main__":
