@@ -119,7 +119,7 @@ def get_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_prompt(
+def print_answer_ranks(
     prompt: str,
     answer: str | list[str],
     model: "HookedTransformer",
