@@ -7,16 +7,14 @@ before any value reaches a model.
 
 import os
 import re
-import zipfile
 from pathlib import Path
-from pickle import UnpicklingError  # the name of an error; nothing here unpickles except torch.load(weights_only=True)
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from interp_gpt2.config import SIZES, GPT2Config
 from interp_gpt2.convert.huggingface import model_of_state
+from interp_gpt2.convert.pickled import read_old_or_archive, tensors_by_name
 from interp_gpt2.errors import CheckpointError, ConversionError
 from interp_gpt2.hf_format import NATIVE_MODEL_TYPE, check_hf_shapes, check_our_shapes, config_from_hf, state_from_hf
 from interp_gpt2.model import GPT2
@@ -114,18 +112,7 @@ def _shards(directory: Path) -> dict[Path, set[str]]:
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
     """An old pytorch_model.bin: tensors only, and a zip file only if it is no larger unpacked than on disk."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > path.stat().st_size:
-            raise CheckpointError(f"{path.name} is compressed, which torch.save never does; it is not read")
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise CheckpointError(f"{path.name} is damaged, or holds more than tensors: {_first_line(error)}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) and isinstance(n, str) for n, t in tensors.items()):
-        raise CheckpointError(f"{path.name} is not a dictionary of tensors by name")
-    return tensors
+    return tensors_by_name(read_old_or_archive(path), path.name)
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
