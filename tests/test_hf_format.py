@@ -57,6 +57,9 @@ STANFORD = {"_name_or_path": "gpt2", "gradient_checkpointing": False, "reorder_a
             "scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": True, "use_cache": False, "_num_labels": 2,
             "torch_dtype": "float32", "transformers_version": "4.5.0"}  # fmt: skip
 
+# What DistilGPT-2 adds: half the layers, and labels of a head that it does not have.
+DISTILLED = {"_num_labels": 1, "n_layer": 6, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+
 
 def config_or_refusal(fields: dict[str, Any]) -> GPT2Config | str:
     try:
@@ -106,6 +109,35 @@ def test_the_published_config_is_the_small_gpt2() -> None:
     assert config.n_params == 124_439_808
     stanford = config_from_hf(PUBLISHED | STANFORD)
     assert stanford.to_dict() == config.to_dict() | {"scale_attn_by_inverse_layer_idx": True}
+
+
+# Parameters as counted from the published weights, the unembedding being the embedding.
+@pytest.mark.parametrize(
+    ("changes", "n_params"),
+    [
+        ({}, 124_439_808),
+        ({"n_layer": 24, "n_head": 16, "n_embd": 1024}, 354_823_168),
+        ({"n_layer": 36, "n_head": 20, "n_embd": 1280}, 774_030_080),
+        ({"n_layer": 48, "n_head": 25, "n_embd": 1600}, 1_557_611_200),
+        (DISTILLED, 81_912_576),
+        (STANFORD, 124_439_808),
+    ],
+)
+def test_the_published_sizes_have_the_names_and_shapes_that_transformers_gives_them(changes: dict, n_params: int) -> None:
+    from transformers import GPT2Config as HFConfig
+    from transformers import GPT2LMHeadModel
+
+    config = config_from_hf(PUBLISHED | changes)
+    assert config.n_params == n_params
+    with torch.device("meta"):
+        theirs = GPT2LMHeadModel(HFConfig(**PUBLISHED | changes))
+    shapes = {name: tuple(weight.shape) for name, weight in theirs.state_dict().items()}
+    check_hf_shapes(shapes, config)
+    n_ctx = config.n_ctx
+    old = {name.removeprefix("transformer."): shape for name, shape in shapes.items() if name != "lm_head.weight"}
+    old |= {f"h.{layer}.attn.bias": (1, 1, n_ctx, n_ctx) for layer in range(config.n_layers)}  # as the small one is stored
+    check_hf_shapes(old, config)
+    assert our_shapes(config) == {name: tuple(weight.shape) for name, weight in GPT2(config, device="meta").named_parameters()}
 
 
 def test_absent_fields_have_the_defaults_of_transformers() -> None:

@@ -53,6 +53,16 @@ def test_a_directory_in_shards(tmp_path: Path, model: GPT2) -> None:
     assert equal_models(load_pretrained(tmp_path), model)
 
 
+@torch.no_grad()
+def test_a_stanford_directory_in_shards_computes_what_transformers_computes(tmp_path: Path, make_gpt2: Any, tokens: Any) -> None:
+    theirs = to_huggingface(make_gpt2(GPT2Config(n_layers=3, n_heads=4, d_model=32, d_vocab=50, n_ctx=16)))
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    rewritten(tmp_path, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True, _num_labels=2)
+    wanted = type(theirs).from_pretrained(tmp_path)(tokens).logits
+    torch.testing.assert_close(load_pretrained(tmp_path)(tokens), wanted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(wanted, theirs(tokens).logits, atol=1e-2)
+
+
 def test_an_old_directory_with_pytorch_model_bin(tmp_path: Path, model: GPT2) -> None:
     state = {n.removeprefix("transformer."): t for n, t in state_to_hf(model.state_dict(), model.config).items()}
     state |= {"h.0.attn.bias": torch.ones(1, 1, 16, 16).tril(), "lm_head.weight": state["wte.weight"]}
