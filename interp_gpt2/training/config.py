@@ -125,7 +125,7 @@ class TrainConfig:
 
 RECIPES: dict[str, str] = {
     "demo-text": "a character model of CPython's documentation, 2 to 3 minutes on one core",
-    "demo-induction": "in-context Markov chains, on which induction heads form, 2 to 3 minutes on one core",
+    "demo-induction": "in-context Markov chains, on which induction heads form, 1 to 2 minutes on one core",
     "demo-induction-ordinary-positions": "control: the same with GPT-2's own initial positions",
     "demo-induction-one-layer": "control: the same with one layer, too few for an induction head",
     "tiny-shakespeare-cpu": "nanoGPT's Shakespeare recipe for a laptop without a GPU",
