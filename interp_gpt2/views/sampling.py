@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from interp_gpt2.generation import Sampling
 
-_BAR = 90  # length of a probability of 1, in pixels
+_BAR = 48  # length of a probability of 1, in pixels
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ def _cell(probability: float) -> Markup:
 
 
 def _number(probability: float) -> str:
-    return f"{probability:.1e}" if 0 < probability < 0.0005 else f"{probability:.3f}"
+    if not probability:
+        return "0"
+    return f"{probability:.1e}" if probability < 0.0005 else f"{probability:.3f}"
 
 
 def _foot(name: str, cells: list[str]) -> Markup:
