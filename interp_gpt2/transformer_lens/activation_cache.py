@@ -193,9 +193,7 @@ class ActivationCache:
     ) -> Stack:
         """Heads, neurons (or MLPs), embeddings and biases: everything the stream before `layer` is the sum of."""
         layer, pos = self._layer(layer), as_slice(pos_slice)
-        stack = residual.get_full_resid_decomposition(
-            self._gpt2, self._native(), layer, mlp_input, expand_neurons, pos.index
-        )
+        stack = residual.get_full_resid_decomposition(self._gpt2, self._native(), layer, mlp_input, expand_neurons, pos.index)
         shaped = self._shaped(stack, pos, layer if apply_ln else None, mlp_input, return_labels)
         return _projected(shaped, project_output_onto)
 

@@ -64,9 +64,7 @@ class HookPoint:
     def has_hooks(self, dir: Direction = "both", including_permanent: bool = True, level: int | None = None) -> bool:
         directions = ("fwd", "bwd") if dir == "both" else (dir,)
         handles = [handle for direction in directions for handle in self._in_direction(direction)]
-        return any(
-            (including_permanent or not handle.is_permanent) and level in (None, handle.level) for handle in handles
-        )
+        return any((including_permanent or not handle.is_permanent) and level in (None, handle.level) for handle in handles)
 
     def clear_context(self) -> None:
         self.ctx = {}

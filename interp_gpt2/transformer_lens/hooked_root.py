@@ -51,9 +51,7 @@ class HookedRoot(nn.Module):
         for point in self._named(name):
             self.hook_dict[point].add_hook(hook, dir, is_permanent, level, prepend)
 
-    def add_perma_hook(
-        self, name: str | Callable[[str], bool], hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd"
-    ) -> None:
+    def add_perma_hook(self, name: str | Callable[[str], bool], hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd") -> None:
         """A function that `reset_hooks` removes only with `including_permanent`."""
         self.add_hook(name, hook, dir, is_permanent=True)
 

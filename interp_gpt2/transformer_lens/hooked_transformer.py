@@ -207,9 +207,7 @@ class HookedTransformer(Sampling, Text, HookedRoot):
             attention_mask = None if attention_mask.all() else attention_mask
         return tokens, None if attention_mask is None else attention_mask.to(self.model.device)
 
-    def loss_fn(
-        self, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None = None, per_token: bool = False
-    ) -> Tensor:
+    def loss_fn(self, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None = None, per_token: bool = False) -> Tensor:
         """See utils.lm_cross_entropy_loss."""
         return lm_cross_entropy_loss(logits, tokens.to(logits.device), attention_mask, per_token)
 

@@ -72,9 +72,7 @@ def _step(run: Run, index: int | None, value: int | None) -> int:
     return steps[index]
 
 
-def process(
-    model: GPT2, fold_ln: bool, center_writing: bool, center_unembedding: bool, fold_values: bool
-) -> GPT2:
+def process(model: GPT2, fold_ln: bool, center_writing: bool, center_unembedding: bool, fold_values: bool) -> GPT2:
     """TransformerLens's processing, in its order. A model without layer norms has none to fold and its stream stays."""
     if fold_ln and model.config.layer_norm:
         model = fold_layer_norm(model)

@@ -90,9 +90,7 @@ def layer_pos_patch_setter(corrupted_activation: Tensor, index: Sequence[int], c
     return corrupted_activation
 
 
-def layer_pos_head_vector_patch_setter(
-    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
-) -> Tensor:
+def layer_pos_head_vector_patch_setter(corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor) -> Tensor:
     """index = (layer, pos, head), of q, k, v, z and result."""
     _, pos, head = index
     corrupted_activation[:, pos, head] = clean_activation[:, pos, head]
@@ -113,9 +111,7 @@ def layer_head_pattern_patch_setter(corrupted_activation: Tensor, index: Sequenc
     return corrupted_activation
 
 
-def layer_head_pos_pattern_patch_setter(
-    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
-) -> Tensor:
+def layer_head_pos_pattern_patch_setter(corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor) -> Tensor:
     """index = (layer, head, query), of patterns and scores."""
     _, head, query = index
     corrupted_activation[:, head, query] = clean_activation[:, head, query]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp_gpt2.errors import InterpGPT2Error, ShapeError, TokenizerError
+from interp_gpt2.errors import HookNameError, InterpGPT2Error, ShapeError, TokenizerError
 from interp_gpt2.hooks import full_name, tl_name
 from interp_gpt2.transformer_lens.slices import Slice as Slice
 from interp_gpt2.transformer_lens.slices import SliceInput as SliceInput
@@ -36,7 +36,9 @@ def get_act_name(name: str, layer: int | str | None = None, layer_type: str | No
         name, layer, layer_type = match[1], match[2], match[3] or None
     if layer is None:
         return tl_name(full_name(name))
-    return tl_name(full_name(name, int(layer), layer_type, n_layers=max(int(layer), 0) + 1))
+    if int(layer) < 0:
+        raise HookNameError(f"{(name, layer)}: a name alone does not know how many layers there are; pass one from 0")
+    return tl_name(full_name(name, int(layer), layer_type, n_layers=int(layer) + 1))
 
 
 def lm_cross_entropy_loss(
