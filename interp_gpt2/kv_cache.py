@@ -7,7 +7,9 @@ from torch import Tensor
 class KVCache:
     """The keys and values of the tokens so far, for a pass over the next ones: `model(new_tokens, past=past)`.
 
-    `past.keys[layer]` and `past.values[layer]` are plain tensors (batch, pos, head, d_head), to be read or replaced.
+    `past.keys[layer]` and `past.values[layer]` are plain tensors (batch, pos, head, d_head), to be read, changed in place or
+    replaced: `past.values[3][:, 4, 2] = 0` takes away what later tokens read from position 4 through head L3H2. Each pass
+    makes new ones, so that a tensor taken from here stays as it is.
     """
 
     def __init__(self) -> None:
