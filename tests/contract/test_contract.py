@@ -434,6 +434,15 @@ def test_version_4s_faults_are_told_from_what_it_keeps(shallow):
     assert failed_at(native_bridge, "effective") == {"attn.attn_scores"}
 
 
+def test_the_drop_in_keeps_every_promise_but_that_of_threads_with_hooks_of_their_own(shallow):
+    """Hooks that stand on the object, as TransformerLens's do, are everybody's."""
+    from interp_gpt2.contract.transformer_lens import Lens
+    from interp_gpt2.transformer_lens import HookedTransformer
+
+    failed = check(lambda gpt2: Lens(HookedTransformer.from_gpt2(gpt2), gpt2, "drop-in", {}), [shallow], FAST, quick=True).failed
+    assert {result.clause for result in failed} <= {"threads editing"}
+
+
 # Measures, tables, the command ---------------------------------------------------------------------------------------
 
 
