@@ -25,10 +25,12 @@ class Part:
         self._hooked, self._path = hooked, path
 
     def __getattr__(self, name: str) -> HookPoint:
+        if not name.startswith("hook_"):  # also what copying asks for before there is a path
+            raise AttributeError(f"{type(self).__name__} has no {name!r} here")
         point = f"{self._path}.{name}" if self._path else name
-        if name.startswith("hook_") and point in self._hooked.hook_dict:
-            return self._hooked.hook_dict[point]
-        raise AttributeError(f"model.{self._path} has no {name!r} here")
+        if point not in self._hooked.hook_dict:
+            raise AttributeError(f"there is no hook point {point!r}")
+        return self._hooked.hook_dict[point]
 
     def _hooks(self) -> Hooks:
         """What stands at the model's hook points, as seen from this part."""

@@ -1,5 +1,7 @@
 """HookedTransformer's own methods, one by one, against TransformerLens's on the same weights."""
 
+import copy
+
 import pytest
 import torch
 
@@ -256,3 +258,18 @@ def test_the_dtype_in_the_config_is_the_models(pair):
     assert model.to(torch.bfloat16) is model
     assert model.cfg.dtype == model(TEXT).dtype == torch.bfloat16
     assert model.cfg.device == "cpu"
+
+
+def test_a_copy_is_a_model_of_its_own(pair):
+    model = pair.ours.model
+    copied = copy.deepcopy(model)
+    copied.add_hook("blocks.0.hook_mlp_out", lambda value, hook: value * 0)
+    copied.blocks[1].mlp.W_out.data.zero_()
+    torch.testing.assert_close(model(TEXT), pair.theirs.model(TEXT), rtol=1e-5, atol=1e-5)
+    assert copied.blocks[0].hook_mlp_out.has_hooks()
+    assert not copied.W_out[1].any()
+    assert not model.blocks[0].hook_mlp_out.has_hooks()
+    with pytest.raises(AttributeError, match="W_gate"):
+        model.blocks[0].mlp.W_gate  # noqa: B018
+    with pytest.raises(AttributeError, match=r"blocks\.0\.hook_nothing"):
+        model.blocks[0].hook_nothing  # noqa: B018
