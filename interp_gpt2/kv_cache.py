@@ -22,5 +22,7 @@ class KVCache:
         if self.n_pos:
             k = torch.cat([self.keys[layer][:, : self.n_pos], k], dim=1)
             v = torch.cat([self.values[layer][:, : self.n_pos], v], dim=1)
+        else:  # not views of what may be recorded too, which a change in place would reach
+            k, v = k.clone(), v.clone()
         self.keys[layer], self.values[layer] = k, v
         return k, v

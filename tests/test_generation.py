@@ -7,6 +7,7 @@ from interp_gpt2.config import GPT2Config
 from interp_gpt2.convert.huggingface import to_huggingface
 from interp_gpt2.errors import ConfigError, ContextLengthError, TokenError
 from interp_gpt2.generation import Sampling, generate_with_cache, next_token_probs, stream
+from interp_gpt2.hooks import Hooks, resolve
 from interp_gpt2.model import KVCache
 
 
@@ -186,6 +187,17 @@ def test_a_patched_value_in_the_cache_is_what_later_tokens_attend_to(model, toke
     patched = model(tokens[:, 10:], past=past)
     torch.testing.assert_close(patched, caches_wanted["unembed.out"][:, 10:], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(patched, model(tokens)[:, 10:], atol=1e-2)
+
+
+@torch.no_grad()
+def test_patching_the_cache_in_place_changes_nothing_that_was_recorded(model, tokens):
+    past, hooks = KVCache(), Hooks(resolve(["*.k", "*.v"], model.config))
+    for piece in tokens.split([10, 2], dim=1):
+        model(piece, hooks, past=past)
+        before = {name: value.clone() for name, value in hooks.cache.items()}
+        for layer in past.keys:
+            past.keys[layer][:], past.values[layer][:] = 7, 7
+        assert all(torch.equal(value, before[name]) for name, value in hooks.cache.items())
 
 
 @torch.no_grad()
