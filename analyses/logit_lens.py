@@ -31,7 +31,7 @@ def main() -> None:
     loss = rows.pivot(index="label", columns="step", values="value").loc[list(dict.fromkeys(rows["label"]))]
     knows_nothing = float(table.loc[table["metric"] == "lens_loss_uniform", "value"].iloc[0])
     figure = figures.curves(
-        list(loss.columns), loss.to_numpy(), list(loss.index), ("knows nothing", knows_nothing), "Logit-lens loss", "nats per token"
+        list(loss.columns), loss.to_numpy(), list(loss.index), ("knows nothing", knows_nothing), "Lens loss", "nats per token"
     )
     paths = [save_rows(table, out / "logit_lens.json"), *figures.save(figure, out / "logit_lens_loss.pdf")]
     for label, value in loss.iloc[:, -1].items():

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from interp_gpt2.runs.run import Run
 from interp_gpt2.training.config import Checkpoints, TrainConfig
 from interp_gpt2.training.loop import train
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and what they start, ignore Ctrl-C
 torch.set_num_threads(1)  # tests run side by side; two busy pools on two cores are slower than one thread each
 
 
