@@ -21,13 +21,14 @@ HEADS = {
     "induction_head": induction_targets,
 }
 HEAD_NAMES = list(HEADS)
+Heads = Sequence[tuple[int, int]] | Mapping[int, Sequence[int]] | None
 
 
 def detect_head(
     model: "HookedTransformer",
     seq: str | list[str],
     detection_pattern: Float[Tensor, "query key"] | str,
-    heads: Sequence[tuple[int, int]] | Mapping[int, Sequence[int]] | None = None,
+    heads: Heads = None,
     cache: ActivationCache | None = None,
     *,
     exclude_bos: bool = False,
@@ -51,11 +52,8 @@ def detect_head(
     target = _pattern(detection_pattern, tokens).to(model.cfg.device)
     if cache is None:
         _, cache = model.run_with_cache(tokens, remove_batch_dim=True)
-    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
-    wanted = {layer: range(n_heads) for layer in range(n_layers)} if heads is None else heads
-    pairs = wanted if not isinstance(wanted, Mapping) else [(layer, head) for layer in wanted for head in wanted[layer]]
-    scores = -torch.ones(n_layers, n_heads)
-    for layer, head in pairs:
+    scores = -torch.ones(model.cfg.n_layers, model.cfg.n_heads)
+    for layer, head in _pairs(model, heads):
         scores[layer, head] = compute_head_attention_similarity_score(
             cache["pattern", layer][head],
             target,
@@ -64,6 +62,12 @@ def detect_head(
             error_measure=error_measure,
         )
     return scores
+
+
+def _pairs(model: "HookedTransformer", heads: Heads) -> list[tuple[int, int]]:
+    if heads is None:
+        heads = {layer: range(model.cfg.n_heads) for layer in range(model.cfg.n_layers)}
+    return [(layer, head) for layer, some in heads.items() for head in some] if isinstance(heads, Mapping) else list(heads)
 
 
 def compute_head_attention_similarity_score(

@@ -121,14 +121,9 @@ class HookedTransformer(Sampling, Text, HookedRoot):
 
         `checkpoint_index` counts a run's checkpoints, `checkpoint_value` is a step. See loading.load for what is found.
         """
-        refuse(
-            ConfigError,
-            refactor_factored_attn_matrices=(refactor_factored_attn_matrices, False, ""),
-            checkpoint_label=(checkpoint_label, None, "and pass checkpoint_value"),
-            n_devices=(n_devices, 1, ""),
-            first_n_layers=(first_n_layers, None, "and pass stop_at_layer in the call"),
-            n_ctx=(n_ctx, None, ""),
-        )
+        refuse(ConfigError, n_devices=(n_devices, 1, ""), n_ctx=(n_ctx, None, ""), first_n_layers=(first_n_layers, None, ""))
+        refuse(ConfigError, refactor_factored_attn_matrices=(refactor_factored_attn_matrices, False, ""))
+        refuse(ConfigError, checkpoint_label=(checkpoint_label, None, "and pass checkpoint_value"))
         model, found, step = loading.load(model_name, hf_model, checkpoint_index, checkpoint_value, revision)
         model = loading.process(model, fold_ln, center_writing_weights, center_unembed, fold_value_biases)
         hooked = cls.from_gpt2(model.to(loading.dtype_named(dtype)), None, default_prepend_bos is not False, fold_ln)
@@ -136,6 +131,8 @@ class HookedTransformer(Sampling, Text, HookedRoot):
         tokenizer = found if tokenizer is None else tokenizer
         if tokenizer is not None:
             hooked.set_tokenizer(tokenizer, default_padding_side)
+            if default_prepend_bos:
+                hooked._bos()  # asked for in so many words: refused where there is none
         return hooked.to(device or get_device()) if move_to_device else hooked
 
     @classmethod
@@ -180,20 +177,15 @@ class HookedTransformer(Sampling, Text, HookedRoot):
         with self._padding_on(padding_side):
             if start_at_layer is None:
                 tokens, attention_mask = self._read(input, prepend_bos, attention_mask)
-                resid = self.model.embed(tokens, hooks, attention_mask)
-            else:
-                resid = input
-        n_layers = self.cfg.n_layers
-        start, stop, _ = slice(start_at_layer, stop_at_layer).indices(n_layers)
+        resid = input if start_at_layer is not None else self.model.embed(tokens, hooks, attention_mask)
+        start, stop, _ = slice(start_at_layer, stop_at_layer).indices(self.cfg.n_layers)
         resid = self.model.run_blocks(resid, start, max(start, stop), hooks, attention_mask)
         if stop_at_layer is not None:
             return resid
         logits = self.model.unembed(resid, hooks)
         if return_type in (None, "logits"):
             return None if return_type is None else logits
-        if tokens is None:
-            raise TokenError("a loss needs tokens=: with start_at_layer the input does not say which they are")
-        loss = self.loss_fn(logits, tokens, attention_mask, loss_per_token)
+        loss = self.loss_fn(logits, _given(tokens), attention_mask, loss_per_token)
         return loss if return_type == "loss" else Output(logits, loss)
 
     def _read(
@@ -346,6 +338,12 @@ class HookedTransformer(Sampling, Text, HookedRoot):
 
     def __repr__(self) -> str:
         return f"HookedTransformer({asdict(self.cfg)})"
+
+
+def _given(tokens: Tensor | None) -> Tensor:
+    if tokens is None:
+        raise TokenError("a loss needs tokens=: with start_at_layer the input does not say which they are")
+    return tokens
 
 
 def _of_our_model(name: str) -> property:

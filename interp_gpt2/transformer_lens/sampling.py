@@ -45,15 +45,11 @@ class Sampling:
         """The input with up to `max_new_tokens` more, as text if it was text; hooks act in every step.
 
         Greedy without `do_sample` or at temperature 0: TransformerLens's tokens. Samples follow `torch.manual_seed`, but
-        are other draws than TransformerLens's. There is no progress bar, whatever `verbose`. Raises ConfigError for an
-        argument that is not supported, TokenError for texts of different lengths.
+        are other draws than TransformerLens's. There is no progress bar, whatever `verbose`. Raises TokenError for texts of
+        different lengths.
         """
-        refuse(
-            ConfigError,
-            freq_penalty=(freq_penalty, 0.0, ""),
-            use_past_kv_cache=(use_past_kv_cache, True, "(the tokens are the same)"),
-            padding_side=(padding_side, USE_DEFAULT_VALUE, ""),
-        )
+        refuse(ConfigError, freq_penalty=(freq_penalty, 0.0, ""), padding_side=(padding_side, USE_DEFAULT_VALUE, ""))
+        refuse(ConfigError, use_past_kv_cache=(use_past_kv_cache, True, "(the tokens are the same)"))
         if return_type not in ("input", "str", "tokens"):
             raise ConfigError(f"return_type={return_type!r} is not one of 'input', 'str', 'tokens'")
         if top_k is not None and top_p is not None:
@@ -67,8 +63,8 @@ class Sampling:
         )  # fmt: skip
         if return_type == "tokens" or (return_type == "input" and isinstance(input, Tensor)):
             return tokens
-        tokenizer = require_tokenizer(self.tokenizer, "return_type='str'")
-        texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens.tolist()]
+        decode = require_tokenizer(self.tokenizer, "return_type='str'").decode
+        texts = [decode(row, skip_special_tokens=True) for row in tokens.tolist()]
         return texts[0] if len(texts) == 1 else texts
 
     def _prompt(self, input: str | list[str] | Tensor, prepend_bos: bool | None) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.convert.huggingface import to_huggingface
-from interp_gpt2.errors import CheckpointError, ConfigError, RunError
+from interp_gpt2.errors import CheckpointError, ConfigError, RunError, TokenizerError
 from interp_gpt2.folding import process_weights
 from interp_gpt2.tokenizers import tokenizer_named
 from interp_gpt2.transformer_lens import HookedTransformer
@@ -23,6 +23,8 @@ def test_a_run_is_loaded_at_any_of_its_steps(markov_run):
         torch.testing.assert_close(hooked(tokens), markov_run.model(step)(tokens))
     assert hooked.to_tokens("ABC").tolist() == [[0, 1, 2]]
     assert hooked.cfg.model_name == markov_run.name
+    with pytest.raises(TokenizerError, match="no BOS token"):
+        HookedTransformer.from_pretrained(markov_run.path, default_prepend_bos=True)
 
 
 def test_a_step_that_is_not_there_is_refused(markov_run):
