@@ -45,8 +45,7 @@ class Sampling:
         """The input with up to `max_new_tokens` more, as text if it was text; hooks act in every step.
 
         Greedy without `do_sample` or at temperature 0: TransformerLens's tokens. Samples follow `torch.manual_seed`, but
-        are other draws than TransformerLens's. There is no progress bar, whatever `verbose`. Raises TokenError for texts of
-        different lengths.
+        are other draws than TransformerLens's. No progress bar, whatever `verbose`. Texts must be of one length.
         """
         refuse(ConfigError, freq_penalty=(freq_penalty, 0.0, ""), padding_side=(padding_side, USE_DEFAULT_VALUE, ""))
         refuse(ConfigError, use_past_kv_cache=(use_past_kv_cache, True, "(the tokens are the same)"))
