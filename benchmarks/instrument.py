@@ -267,7 +267,7 @@ def main() -> None:
         print(heading(facts))
     print(table_head(), flush=True)
     with torch.no_grad():
-        for rows in (rows_of_small, rows_of_tiny, rows_with_freed_memory_kept):
+        for rows in (rows_of_tiny, rows_of_small, rows_with_freed_memory_kept):
             for row in rows():
                 results.append(measure(row, options.rounds, clock))
                 print(table_row(results[-1]), flush=True)
