@@ -21,6 +21,8 @@ def executed(source: Path) -> nbformat.NotebookNode:
     for index, cell in enumerate(notebook.cells):
         cell.id = f"cell-{index}"  # random ids would differ each time
         cell.metadata.pop("execution", None)  # so would times
+        if cell.cell_type == "code":  # and warnings, which name the machine's folders
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return notebook
 
 
