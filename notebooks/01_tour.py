@@ -99,8 +99,8 @@ lens_view(prompt[0].tolist(), run.tokenizer().labels, lenses, run.steps)
 # ## What a head is for
 #
 # An edit is a function `(value, site) -> Tensor`. Here the strongest previous-token head of layer 0 says nothing, and, for
-# comparison, its neighbour. If the induction head of layer 1 reads what the previous-token head wrote, only the first
-# should cost it its predictions. Losses are in nats per token on the second half of the sequence; the exact Bayes predictor
+# comparison, its neighbour. If the induction heads of layer 1 read what the previous-token head wrote, silencing it should
+# take the model back to where it was before the phase change. Losses are in nats per token on the second half of the sequence; the exact Bayes predictor
 # and a model that only counts states are the yardsticks.
 
 # %%
@@ -131,6 +131,10 @@ for head in (previous_head, 1 - previous_head):
     print(f"{f'without L0H{head}':>28}: {mean_loss(losses.detach(), second_half).loss:.2f}")
 
 # %% [markdown]
+# Without its previous-token head the model does no better than counting states. The neighbour, which attends to the previous
+# token a little too, costs less than half as much. (Zero is not a neutral value for a head; that this is the circuit, path
+# patching would have to show.)
+#
 # ## Taking it elsewhere
 #
 # The same weights as a Hugging Face model; `to_hooked_transformer` and `to_transformer_bridge` do the same for

@@ -24,7 +24,9 @@ UPWARD: set[tuple[str, str]] = {
     ("model.py", "passes"),
 }
 
-HEAVY = set("transformers transformer_lens datasets matplotlib sklearn pandas scipy huggingface_hub tiktoken".split())
+HEAVY = {
+    "transformers", "transformer_lens", "datasets", "matplotlib", "sklearn", "pandas", "scipy", "huggingface_hub", "tiktoken",
+}  # fmt: skip
 
 
 def sources() -> list[Path]:
