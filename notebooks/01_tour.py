@@ -132,7 +132,7 @@ for head in (previous_head, 1 - previous_head):
 
 # %% [markdown]
 # Without its previous-token head the model does no better than counting states. The neighbour, which attends to the previous
-# token a little too, costs less than half as much. (Zero is not a neutral value for a head; that this is the circuit, path
+# token a little too, costs about half as much. (Zero is not a neutral value for a head; that this is the circuit, path
 # patching would have to show.)
 #
 # ## Taking it elsewhere
