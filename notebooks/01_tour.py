@@ -100,8 +100,8 @@ lens_view(prompt[0].tolist(), run.tokenizer().labels, lenses, run.steps)
 #
 # An edit is a function `(value, site) -> Tensor`. Here the strongest previous-token head of layer 0 says nothing, and, for
 # comparison, its neighbour. If the induction heads of layer 1 read what the previous-token head wrote, silencing it should
-# take the model back to where it was before the phase change. Losses are in nats per token on the second half of the sequence; the exact Bayes predictor
-# and a model that only counts states are the yardsticks.
+# take the model back to where it was before the phase change. Losses are in nats per token on the second half of the
+# sequence; the exact Bayes predictor and a model that only counts states are the yardsticks.
 
 # %%
 from interp_gpt2.analysis.loss import mean_loss, token_losses
