@@ -21,10 +21,25 @@ libraries computing the same weights. `interp-gpt2 contract` runs it on your ins
 `interp_gpt2.contract` runs it on any library that answers eight methods.
 
 It is this project's contract. Where TransformerLens breaks a promise it need not be a bug there: it never promised to refuse an
-edit that broadcasts, or to mask edited scores again. Where the number surprises, the lists below say what happens.
+edit that broadcasts, or to mask edited scores again.
 
 A cell says how many checks (models times hook points) kept the promise and, where rounding is allowed, the largest deviation
 among them, over the largest activation at that hook point; or how many did not keep it.
+"""
+
+READING = """\
+What stands behind the failures that change results:
+
+- **HookedTransformer 3.9** runs `ln1` three times, for q, k and v: an edit there is called three times, and the derivative
+  that is left in a cache is that of the last one alone. After `torch.compile` nothing is recorded, and no edit is made, without
+  an error. A name that does not exist is left out of the cache without an error.
+- **TransformerBridge 4.3** has `hook_resid_mid` as another name of the input of `ln2`. A returned edit reaches the MLP and not
+  the stream, an edit in place reaches both; with `hook_mlp_in` on, `hook_resid_mid` holds what came out of that. In the modes
+  with split inputs, an edit in place of one of them reaches the stream that they share. Its masked scores are the lowest float
+  instead of -inf, but for compatibility mode.
+- **The native model of 4.3** has the pattern in `hook_attn_scores`, and drops edits of it with a warning.
+- **In threads**, all of them keep the hooks of a call on the model, where the other threads' calls find them. How many calls
+  that spoils differs from run to run; in 4.3 nothing raises.
 """
 
 
@@ -37,6 +52,7 @@ def page(paths: list[Path]) -> str:
     sections = [
         f"{INTRODUCTION}\nMeasured with {circumstances}, on the CPU. Written by\n\n{commands}",
         promises(list(tables.values())),
+        READING.strip(),
         *broken,
     ]
     return "\n\n".join(sections) + "\n"

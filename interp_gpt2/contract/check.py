@@ -11,6 +11,7 @@ For another library, write an `Instrument` and pass its class, or any function f
 
 import warnings
 from collections.abc import Iterator, Sequence
+from textwrap import shorten
 
 import torch
 
@@ -67,14 +68,14 @@ def _one(subject: Subject, clause: Clause, point: str) -> Result:
             found = clause.check(subject, point) if point else clause.check(subject)
         except RAISED as error:
             subject.renew()
-            return Result(case, clause.name, point, "fails", note=f"{type(error).__name__}: {_first_line(error)}")
+            return Result(case, clause.name, point, "fails", note=f"{type(error).__name__}: {_short(error)}")
     if found.holds:
         return Result(case, clause.name, point, "holds", found.deviation, found.allowed, found.note)
     subject.renew()  # so that what one check broke is not counted by the next
-    said = [f"it warns: {_first_line(warning.message)}" for warning in warned[:1]]
+    said = [f"it warns: {_short(warning.message)}" for warning in warned[:1]]
     note = "; ".join([found.note, *said] if found.note else said)
     return Result(case, clause.name, point, "fails", found.deviation, found.allowed, note)
 
 
-def _first_line(message: object) -> str:
-    return (str(message).strip().splitlines() or [""])[0][:160]
+def _short(message: object) -> str:
+    return shorten((str(message).strip().splitlines() or [""])[0], 110, placeholder=" …")

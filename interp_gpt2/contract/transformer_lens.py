@@ -1,5 +1,6 @@
 """TransformerLens under the contract: HookedTransformer up to version 3.9, TransformerBridge from 4.0 on."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -106,7 +107,9 @@ def builders() -> dict[str, Build]:
 
 
 def hooked_transformer(gpt2: GPT2) -> Lens:
-    return Lens(to_hooked_transformer(gpt2), gpt2, "HookedTransformer", {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the class itself, each time one is made
+        return Lens(to_hooked_transformer(gpt2), gpt2, "HookedTransformer", {})
 
 
 def huggingface_bridge(gpt2: GPT2) -> Lens:
