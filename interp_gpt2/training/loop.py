@@ -8,7 +8,6 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +17,15 @@ from interp_gpt2.data.batches import rng_at
 from interp_gpt2.data.source import NAMED_SOURCES, Source, load_source
 from interp_gpt2.errors import DivergenceError, RunError
 from interp_gpt2.model import GPT2
-from interp_gpt2.runs.checkpoint import ResumeState, load_resume, load_weights, save_checkpoint
-from interp_gpt2.runs.metrics import append_metrics, truncate_metrics
+from interp_gpt2.runs.metrics import append_metrics
 from interp_gpt2.runs.run import Run
-from interp_gpt2.runs.writing import create_run, keep_resumable, rewind, rewrite_settings, run_lock
+from interp_gpt2.runs.writing import create_run, run_lock
 from interp_gpt2.training.config import TrainConfig
-from interp_gpt2.training.events import Finished, Logged, Notice, Progress, Saved, Started, silent
+from interp_gpt2.training.events import Finished, Logged, Progress, Started, silent
 from interp_gpt2.training.machine import Machine, cpu_threads, keep_freed_memory
-from interp_gpt2.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
-from interp_gpt2.training.record import check_resumable, differences, run_settings
+from interp_gpt2.training.optimizer import make_optimizer
+from interp_gpt2.training.record import run_settings
+from interp_gpt2.training.saving import Saver
 from interp_gpt2.training.schedule import checkpoint_steps, learning_rate
 from interp_gpt2.training.signals import Interrupted, StopRequest, stop_requests
 from interp_gpt2.training.validation import validation_loss
@@ -59,7 +58,7 @@ def train(
             run = Run(run_dir) if resume else create_run(run_dir, settings, source.tokenizer, overwrite)
             with run_lock(run.path):
                 trainer = Trainer(run, config, source, machine, stop, progress)
-                trainer.train_from(trainer.restore() if resume else 0)
+                trainer.train_from(trainer.saver.restore(trainer.model, trainer.optimizer) if resume else 0)
     return run
 
 
@@ -82,6 +81,7 @@ class Trainer:
         if config.compile:
             self.model.compile()  # in place, so that no name in a checkpoint changes
         self.optimizer = make_optimizer(self.model, config)
+        self.saver = Saver(run, config, source, machine, progress)
         self.scheduled = checkpoint_steps(config.checkpoints, config.n_steps)
         self.pending: list[tuple[int, Tensor]] = []  # (step, loss and gradient norm) not looked at yet
         self.clock = time.perf_counter()  # when the tokens began that the next row gives a speed for
@@ -170,55 +170,10 @@ class Trainer:
         self.pending = self.pending[-1:]
         return tuple(values[-1])
 
-    # On disk -----------------------------------------------------------------------------------------------------------
-
     def save(self, step: int, resumable: bool) -> None:
-        """Write the checkpoint of `step`; of those that can be resumed from, the newest two stay so."""
+        """Write the checkpoint of `step`, once every loss up to it is known to be finite."""
         began = time.perf_counter()
         if step > 0:
             self.checked()
-        tokens = step * self.config.tokens_per_step
-        state = None
-        if resumable:
-            trainer = {"step": step, "tokens": tokens, "fingerprint": self.machine.fingerprint()}
-            state = ResumeState(optimizer_tensors(self.model, self.optimizer), trainer)
-        path = save_checkpoint(
-            self.run.path, step, self.model.state_dict(), self.config.model, tokens, self.source.tokenizer, state
-        )
-        if resumable:
-            keep_resumable(self.run, anchors=())
-        self.progress(Saved(step, path, resumable))
+        self.saver.save(step, self.model, self.optimizer, resumable)
         self.clock += time.perf_counter() - began  # the speed of training is told without what it costs to save
-
-    def restore(self) -> int:
-        """Go back to the newest checkpoint that is whole and resumable; what came after it is deleted. Returns its step."""
-        run, settings = self.run, self.run.settings
-        check_resumable(settings, self.config, self.source)
-        if not run.steps:  # stopped before the first checkpoint
-            truncate_metrics(run.path, -1)
-            return 0
-        found = run.newest_verified_step(resumable=True)
-        for step, reason in found.skipped:
-            self.progress(Notice(f"step {step} cannot be resumed from: {reason}"))
-        _, weights = load_weights(run.checkpoint(found.step))
-        state = load_resume(run.checkpoint(found.step))
-        self.model.load_state_dict(weights)
-        restore_optimizer(self.model, self.optimizer, state.tensors)
-        self.say_what_changed(state.trainer["fingerprint"], settings["config"]["n_steps"])
-        rewound = rewind(run, found.step)
-        if rewound.removed:
-            self.progress(Notice(f"resuming at step {found.step}; {len(rewound.removed)} later checkpoints are made again"))
-        resumed = {"step": found.step, "fingerprint": self.machine.fingerprint()}
-        config = self.config.to_dict()
-        rewrite_settings(run, {**settings, "config": config, "resumed": [*settings.get("resumed", []), resumed]})
-        return found.step
-
-    def say_what_changed(self, fingerprint: dict[str, Any], n_steps: int) -> None:
-        """Notices for what makes this run another than the one that would have gone on uninterrupted."""
-        if changes := differences(fingerprint, self.machine.fingerprint()):
-            listed = ", ".join(f"{name} {was!r}, now {is_!r}" for name, was, is_ in changes)
-            self.progress(Notice(f"not bit for bit what the uninterrupted run would be: {listed}"))
-        if n_steps != self.config.n_steps and self.config.schedule == "cosine":
-            self.progress(
-                Notice(f"n_steps was {n_steps}: the learning rate goes on along the cosine of {self.config.n_steps} steps")
-            )

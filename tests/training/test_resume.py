@@ -15,7 +15,7 @@ from interp_gpt2.errors import CheckpointError, RunError
 from interp_gpt2.model import GPT2
 from interp_gpt2.runs.manifest import OPTIMIZER, read_manifest
 from interp_gpt2.runs.run import Run
-from interp_gpt2.training import loop
+from interp_gpt2.training import saving
 from interp_gpt2.training.config import Checkpoints, TrainConfig
 from interp_gpt2.training.events import Event, Logged, Notice, Saved, silent
 from interp_gpt2.training.loop import train
@@ -116,7 +116,7 @@ def test_without_the_optimizers_state_a_resumed_run_differs(tmp_path, monkeypatc
     uninterrupted = train(CONFIG, tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(CONFIG, tmp_path / "parts", progress=interrupting(7))
-    monkeypatch.setattr(loop, "restore_optimizer", lambda model, optimizer, tensors: None)
+    monkeypatch.setattr(saving, "restore_optimizer", lambda model, optimizer, tensors: None)
     resumed = train(CONFIG, tmp_path / "parts", resume=True)
     assert end_of(resumed)[0] != end_of(uninterrupted)[0]
 
