@@ -1,8 +1,8 @@
 """The same function in weights that are easier to read: each returns a new model with the same log-probabilities.
 
 What is folded is what a reader of weights would have to carry along: the gains and biases of layer norms, the mean that
-layer norms take away, the constant that softmax ignores, the value biases that every position passes on. The old model
-is never changed; the new one has its dtype, device and mode, shares no memory with it, and can be folded again. Layer
+layer norms take away, the constant that softmax ignores, the value biases that every position passes on. What is
+refactored is the choice of coordinates inside a head, which changes no score and no result. The old model is never changed; the new one has its dtype, device and mode, shares no memory with it, and can be folded again. Layer
 norms come first: folding them makes new value biases and a new mean of the unembedding. TransformerLens's
 `from_pretrained` does all of it (`process_weights`), with the same weights as a result.
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import ConfigError
+from interp_gpt2.factored import FactoredMatrix
 from interp_gpt2.model import GPT2
 from interp_gpt2.passes import refuse_edited
 
@@ -97,6 +98,37 @@ def fold_value_biases(model: GPT2) -> GPT2:
     return _model(model, model.config, state)
 
 
+@torch.no_grad()
+def refactor_factored_attn_matrices(model: GPT2) -> GPT2:
+    """Heads in the coordinates of their singular vectors: the same QK and OV circuits, from factors that mean something.
+
+    With U S V^T the singular value decomposition of [W_Q; b_Q] @ [W_K; b_K]^T: [W_Q; b_Q]' = U sqrt(S), [W_K; b_K]' =
+    V sqrt(S). Of W_V @ W_O: W_V' = U S, W_O' = V^T, so that z has the norm of the head's result. Columns are orthogonal,
+    the largest singular value first; their signs are arbitrary. b_V is folded into b_O as in `fold_value_biases`.
+    TransformerLens's option of this name; it comes last, since folding layer norms changes what is decomposed. Activations
+    `q k v z` become others; scores, patterns and results (less b_V's part) stay.
+    """
+    config, state = model.config, _state(fold_value_biases(model))
+    heads = (config.n_heads, config.d_head)
+    for layer in range(config.n_layers):
+        attn = f"blocks.{layer}.attn"
+        qkv = state[f"{attn}.qkv.weight"].double()  # (3 head d_head, d_model)
+        if config.bias:
+            qkv = torch.cat([qkv, state[f"{attn}.qkv.bias"].double()[:, None]], 1)
+        q, k, v = qkv.unflatten(0, (3, *heads)).mT  # each (head, d_model [+ 1], d_head)
+        W_V = v[:, : config.d_model]
+        W_O = state[f"{attn}.proj.weight"].double().T.unflatten(0, heads)  # (head, d_head, d_model)
+        even, (U, S, V) = FactoredMatrix(q, k.mT).make_even(), FactoredMatrix(W_V, W_O).svd()
+        q, k, v, o = (_columns(part, config.d_head) for part in (even.A, even.B.mT, U * S[:, None], V))
+        qkv = torch.stack([q[:, : config.d_model], k[:, : config.d_model], v]).mT.flatten(0, 2)  # (3 head d_head, d_model)
+        state[f"{attn}.qkv.weight"] = qkv
+        state[f"{attn}.proj.weight"] = o.mT.flatten(0, 1).T
+        if config.bias:
+            biases = torch.stack([q[:, -1], k[:, -1], torch.zeros_like(q[:, -1])])  # (3, head, d_head)
+            state[f"{attn}.qkv.bias"] = biases.flatten()
+    return _model(model, config, state)
+
+
 def process_weights(model: GPT2) -> GPT2:
     """All four, as TransformerLens's `from_pretrained` does by default; without layer norms, the two that are left."""
     if model.config.layer_norm:
@@ -108,6 +140,11 @@ def _with_layer_norm(model: GPT2, what: str) -> GPT2:
     if not model.config.layer_norm:
         raise ConfigError(f"a model without layer norms (layer_norm=False) cannot be {what}: they are what makes the two equal")
     return model
+
+
+def _columns(part: Tensor, n: int) -> Tensor:
+    """Columns of zeros behind those there are, up to n: a circuit's rank is at most d_model, which d_head may exceed."""
+    return torch.cat([part, part.new_zeros(*part.shape[:-1], n - part.shape[-1])], -1)
 
 
 def _state(model: GPT2) -> dict[str, Tensor]:

@@ -10,7 +10,14 @@ from interp_gpt2.config import GPT2Config
 from interp_gpt2.convert import transformer_lens as convert
 from interp_gpt2.convert.huggingface import to_huggingface
 from interp_gpt2.errors import ConfigError, ConversionError, EditError
-from interp_gpt2.folding import center_unembed, center_writing_weights, fold_layer_norm, fold_value_biases, process_weights
+from interp_gpt2.folding import (
+    center_unembed,
+    center_writing_weights,
+    fold_layer_norm,
+    fold_value_biases,
+    process_weights,
+    refactor_factored_attn_matrices,
+)
 from interp_gpt2.hooks import tl_name
 from interp_gpt2.model import GPT2
 
@@ -27,6 +34,7 @@ SHAPES = {
     "heads wider than the stream": {"n_heads": 3, "d_head": 12},
     "inverse layer scaling": {"scale_attn_by_inverse_layer_idx": True},
     "no layers": {"n_layers": 0},
+    "heads wider than a circuit's rank": {"n_heads": 2, "d_head": 40},
 }
 
 
@@ -43,7 +51,7 @@ def log_probs(model, tokens):
     return model(tokens).log_softmax(-1)
 
 
-@pytest.mark.parametrize("fold", [*FOLDS, process_weights])
+@pytest.mark.parametrize("fold", [*FOLDS, process_weights, refactor_factored_attn_matrices])
 @torch.no_grad()
 def test_log_probabilities_stay_and_the_old_model_is_untouched(any_model, tokens, fold):
     before = {name: weight.clone() for name, weight in any_model.state_dict().items()}
@@ -110,6 +118,40 @@ def test_a_folded_model_keeps_dtype_and_mode_and_is_saved_as_what_hugging_face_c
         to_huggingface(folded)
 
 
+def affine(W, b):
+    """Weights (layer, head, d_model, d_head) with their biases as one more row."""
+    return torch.cat([W, b[:, :, None]], 2)
+
+
+def circuits(model):
+    """Every head's QK with its biases, and its OV."""
+    QK = affine(model.W_Q, model.b_Q) @ affine(model.W_K, model.b_K).mT
+    return QK, model.W_V @ model.W_O
+
+
+@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"n_heads": 2, "d_head": 40}], ids=str)
+@torch.no_grad()
+def test_refactored_heads_have_the_same_circuits_in_orthogonal_coordinates(make_gpt2, tokens, changes):
+    model = make_gpt2(config_with(changes)).double()
+    new = refactor_factored_attn_matrices(model)
+    for found, expected in zip(circuits(new), circuits(model), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    assert not new.b_V.any()
+    S = torch.linalg.svdvals(circuits(model)[0])[..., : model.config.d_head]
+    for W, b in ((new.W_Q, new.b_Q), (new.W_K, new.b_K)):  # of equal norms, the largest first
+        gram = affine(W, b).mT @ affine(W, b)
+        torch.testing.assert_close(gram, torch.diag_embed(torch.nn.functional.pad(S, (0, gram.shape[-1] - S.shape[-1]))))
+    rank = min(model.config.d_head, model.config.d_model)
+    torch.testing.assert_close((new.W_O @ new.W_O.mT)[..., :rank, :rank], torch.eye(rank).double().expand(2, len(S[0]), -1, -1))
+    _, old_cache = model.run_with_cache(tokens, ["*attn_scores", "*pattern", "*attn_out", "*z"])
+    _, cache = new.run_with_cache(tokens, ["*attn_scores", "*pattern", "*attn_out", "*result", "*z"])
+    for name, value in cache.items():
+        if name.endswith("z"):
+            torch.testing.assert_close(value.norm(dim=-1), cache["result", int(name.split(".")[1])].norm(dim=-1))
+        elif not name.endswith("result"):
+            torch.testing.assert_close(value, old_cache[name], atol=1e-11, rtol=1e-11)
+
+
 def test_what_would_not_be_equal_is_refused(make_gpt2, model):
     toy = make_gpt2(config_with({"layer_norm": False}))
     for fold in (fold_layer_norm, center_writing_weights):
@@ -143,6 +185,22 @@ def test_weights_and_activations_are_those_transformer_lens_makes(any_model, tok
     torch.testing.assert_close(folded(tokens), logits, atol=1e-5, rtol=1e-5)
     for name, value in cache.items():
         torch.testing.assert_close(value, their_cache[tl_name(name)], atol=2e-5, rtol=1e-4, msg=name)
+
+
+@with_hooked_transformer
+@torch.no_grad()
+def test_refactored_heads_are_those_transformer_lens_makes_but_for_signs(model, tokens):
+    hooked = convert.to_hooked_transformer(model)
+    hooked.cfg.normalization_type = "LNPre"
+    theirs = type(hooked)(hooked.cfg)
+    theirs.load_and_process_state_dict(hooked.state_dict(), refactor_factored_attn_matrices=True)
+    ours = refactor_factored_attn_matrices(process_weights(model))
+    torch.testing.assert_close(ours(tokens).log_softmax(-1), theirs(tokens).log_softmax(-1), atol=1e-5, rtol=1e-5)
+    for found, expected in zip(circuits(ours), circuits(theirs), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K"):
+        torch.testing.assert_close(getattr(ours, name).abs(), getattr(theirs, name).abs(), atol=2e-4, rtol=1e-3, msg=name)
+    torch.testing.assert_close(ours.b_O, theirs.b_O, atol=1e-5, rtol=1e-5)
 
 
 @with_hooked_transformer
