@@ -13,8 +13,12 @@ from interp_gpt2.config import GPT2Config, refuse_unknown_fields
 from interp_gpt2.errors import ConfigError
 
 TokenizerKind = Literal["char", "byte", "gpt2"]
-Schedule = Literal["cosine", "constant"]
+Schedule = Literal["cosine", "wsd", "constant"]
+DecayShape = Literal["1-sqrt", "linear"]
+Optimizer = Literal["adamw", "muon"]
 Precision = Literal["auto", "fp32", "bf16"]
+GuardAction = Literal["skip", "note"]
+Tracking = Literal["none", "tensorboard", "wandb"]
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,23 @@ class TrainConfig:
     model: GPT2Config = field(default_factory=lambda: GPT2Config(n_layers=4, n_heads=4, d_model=128, n_ctx=128))
 
     n_steps: int = 1000
-    batch_size: int = 16  # sequences of model.n_ctx tokens
+    batch_size: int = 16  # sequences of model.n_ctx tokens in one update, on all devices together
+    micro_batch: int | str | None = None  # sequences at once; "auto": as many as fit, halving; None: the whole batch
     seed: int = 0  # of the weights, the batches and dropout
 
     lr: float = 1e-3
-    min_lr: float = 1e-4  # where "cosine" ends; "constant" does not use it
+    min_lr: float = 1e-4  # where "cosine" and "wsd" end; "constant" does not use it
     warmup_steps: int = 100
     schedule: Schedule = "cosine"
+    decay_fraction: float = 0.2  # of n_steps, the last ones, in which "wsd" falls to min_lr
+    decay_shape: DecayShape = "1-sqrt"
+    optimizer: Optimizer = "adamw"  # "muon" for the blocks' matrices, AdamW for the rest
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.1  # of matrices and embeddings; biases and layer norms are not decayed, as in nanoGPT
     grad_clip: float = 1.0  # largest norm of the gradient; 0 does not clip; the norm is logged either way
+    guard_z: float = 0.0  # an update whose loss or gradient norm lies so many sigma above the last ones'; 0: no guard
+    guard_window: int = 128  # updates it is held against
+    guard_action: GuardAction = "skip"  # leave the weights as they are, or only note it
 
     precision: Precision = "auto"
     compile: bool = False
@@ -75,6 +86,11 @@ class TrainConfig:
 
     log_every: int = 10
     eval_every: int = 250  # the first and the last step are always evaluated
+    online: tuple[str, ...] = ()  # analyses (analysis.registry) whose rows are logged while training
+    online_every: int = 100
+    sample_tokens: int = 0  # sampled at every scheduled checkpoint; 0: none
+    sample_prompt: str = ""  # empty: the beginning of the held-out split
+    tracking: Tracking = "none"  # mirrors metrics.jsonl, which stays the truth
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
     def __post_init__(self) -> None:
@@ -83,20 +99,33 @@ class TrainConfig:
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        for name in ("n_steps", "batch_size", "log_every", "eval_every"):
+        for name in ("n_steps", "batch_size", "log_every", "eval_every", "online_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("seed", "min_lr", "warmup_steps", "weight_decay", "grad_clip"):
+        for name in ("seed", "min_lr", "warmup_steps", "weight_decay", "grad_clip", "guard_z", "sample_tokens"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}={getattr(self, name)} must be a number from 0")
         if not 0 < self.lr < math.inf:
             raise ConfigError(f"lr={self.lr} must be greater than 0")
-        if self.min_lr > self.lr and self.schedule == "cosine":
-            raise ConfigError(f"min_lr={self.min_lr} is greater than lr={self.lr}; the cosine falls from lr to min_lr")
+        if self.min_lr > self.lr and self.schedule != "constant":
+            raise ConfigError(f"min_lr={self.min_lr} is greater than lr={self.lr}; {self.schedule} falls from lr to min_lr")
         if len(self.betas) != 2 or not all(_fits(beta, float) and 0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas={self.betas} must be two numbers from 0 to below 1")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads={self.threads} must be at least 1; leave it out for torch's own choice")
+
+        self._check_ranges_of_parts()
+
+    def _check_ranges_of_parts(self) -> None:
+        if self.micro_batch not in (None, "auto") and not (_fits(self.micro_batch, int) and self.micro_batch >= 1):
+            raise ConfigError(f"micro_batch={self.micro_batch!r} must be a number of sequences from 1, or 'auto'")
+        if not 0 <= self.decay_fraction <= 1:
+            raise ConfigError(f"decay_fraction={self.decay_fraction} must be from 0 to 1, a share of n_steps")
+        if self.guard_window < 2:
+            raise ConfigError(f"guard_window={self.guard_window} must be at least 2 updates, to have a spread")
+        for name in self.online:
+            if not isinstance(name, str):
+                raise ConfigError(f"online holds {name!r}; it lists the names of analyses")
 
     @property
     def tokens_per_step(self) -> int:

@@ -11,8 +11,8 @@ from interp_gpt2.errors import RunError
 from interp_gpt2.training.config import TrainConfig
 from interp_gpt2.training.machine import Machine
 
-# What may differ when a run goes on. The device and the threads are in the fingerprint: a resumed run says if they changed.
-FREE_ON_RESUME = ("n_steps", "device", "threads")
+# What may differ when a run goes on. Device, threads and micro-batch are in the fingerprint: a resumed run says if they changed.
+FREE_ON_RESUME = ("n_steps", "device", "threads", "micro_batch", "tracking")
 VERSIONS_OF_DATA = ("python", "numpy", "notes")  # told with the data, but the same tokens are the same tokens
 
 
@@ -32,9 +32,9 @@ def run_settings(config: TrainConfig, source: Source, machine: Machine) -> dict[
 def check_resumable(settings: Mapping[str, Any], config: TrainConfig, source: Source) -> None:
     """Raises RunError, naming the field, if `config` or its data is not what the run was trained with so far.
 
-    `n_steps` may grow; device and threads may differ.
+    `n_steps` may grow; what FREE_ON_RESUME names may differ.
     """
-    before, now = settings["config"], config.to_dict()
+    before, now = TrainConfig.from_dict(settings["config"]).to_dict(), config.to_dict()  # fields added since: their defaults
     if now["n_steps"] < before["n_steps"]:
         raise RunError(f"n_steps={before['n_steps']} so far, which --resume may raise but not lower to {now['n_steps']}")
     for name, was, is_ in differences(before, now):

@@ -11,14 +11,29 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """The learning rate of update `step`, counted from 0.
 
     It rises in equal steps to `lr` over the first `warmup_steps` updates. Then "constant" stays there, and "cosine"
-    falls along half a cosine from `lr` to `min_lr`, which the last update would be followed by.
+    falls along half a cosine from `lr` to `min_lr`, which the last update would be followed by. "wsd" (warm-up, stable,
+    decay) stays and falls in the last `decay_fraction` of the steps, by 1 - progress ("linear") or 1 - sqrt(progress)
+    ("1-sqrt"), progress being the share of the decay that is over.
+
+    Hu et al. 2024, "MiniCPM" (WSD); Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training
+    Durations" (1-sqrt over the last fifth: about as good as a cosine of the same length).
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    progress = min(1.0, (step - config.warmup_steps) / max(1, config.n_steps - config.warmup_steps))
-    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+    begins = config.warmup_steps
+    if config.schedule == "wsd":
+        begins = max(begins, config.n_steps - round(config.decay_fraction * config.n_steps))
+    progress = min(1.0, max(0.0, (step - begins) / max(1, config.n_steps - begins)))
+    return config.min_lr + (config.lr - config.min_lr) * _left(config, progress)
+
+
+def _left(config: TrainConfig, progress: float) -> float:
+    """How much is left of the way from lr to min_lr: 1 at progress 0, 0 at 1."""
+    if config.schedule == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    return 1 - (math.sqrt(progress) if config.decay_shape == "1-sqrt" else progress)
 
 
 def checkpoint_steps(checkpoints: Checkpoints, n_steps: int) -> frozenset[int]:

@@ -25,6 +25,22 @@ def test_a_constant_rate_is_constant_from_the_first_step_without_warm_up():
     assert {learning_rate(config, step) for step in range(10)} == {3e-3}
 
 
+@pytest.mark.parametrize(("shape", "quarter", "half"), [("linear", 0.75, 0.5), ("1-sqrt", 0.5, 1 - 0.5**0.5)])
+def test_wsd_warms_up_stays_and_falls_in_its_last_fifth(shape, quarter, half):
+    config = TrainConfig(n_steps=100, warmup_steps=10, lr=1.2, min_lr=0.2, schedule="wsd", decay_shape=shape)
+    assert learning_rate(config, 4) == pytest.approx(0.6)
+    assert {learning_rate(config, step) for step in range(9, 81)} == {1.2}
+    assert learning_rate(config, 85) == pytest.approx(0.2 + quarter)
+    assert learning_rate(config, 90) == pytest.approx(0.2 + half)
+    assert learning_rate(config, 100) == pytest.approx(0.2)
+
+
+def test_wsd_before_its_decay_is_the_constant_rate_so_that_a_longer_run_shares_its_steps():
+    short, long = (TrainConfig(n_steps=n, warmup_steps=10, schedule="wsd") for n in (100, 200))
+    assert [learning_rate(short, step) for step in range(81)] == [learning_rate(long, step) for step in range(81)]
+    assert learning_rate(TrainConfig(n_steps=100, schedule="wsd", decay_fraction=0.0, warmup_steps=0), 99) == 1e-3
+
+
 @pytest.mark.parametrize(
     ("checkpoints", "n_steps", "steps"),
     [
