@@ -1,5 +1,6 @@
 """Every tokenizer gives back the text it was given, here and in transformers, and says which character it cannot encode."""
 
+import itertools
 import json
 import pickle
 import random
@@ -9,6 +10,7 @@ import socket
 import threading
 import time
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,15 @@ import pytest
 from interp_gpt2 import vocab_bpe
 from interp_gpt2.errors import TokenizerError
 from interp_gpt2.tokenizers import (
+    ALPHABET,
+    END_OF_TEXT,
+    BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
     GPT2Tokenizer,
     Tokenizer,
     load_tokenizer,
+    tokenizer_for,
     tokenizer_named,
     visible,
 )
@@ -35,10 +41,18 @@ def gpt2(shared_data: Path) -> Tokenizer:
     return GPT2Tokenizer(vocab_bpe.parse((folder / vocab_bpe.NAMES[0]).read_text()))
 
 
-@pytest.fixture(params=["byte", "char", "gpt2"])
+STORIES = [f"Once upon a time, {n} {'little ' * (n % 4)}sledges weren't in {1000 + n} snows.\n\n" for n in range(200)]
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    return BPETokenizer.train(STORIES, 300)
+
+
+@pytest.fixture(params=["byte", "char", "gpt2", "bpe"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    if request.param == "gpt2":
-        return request.getfixturevalue("gpt2")
+    if request.param in ("gpt2", "bpe"):
+        return request.getfixturevalue(request.param)
     return ByteTokenizer() if request.param == "byte" else CharTokenizer.from_text(HARD)
 
 
@@ -151,7 +165,8 @@ def test_decoding_names_a_token_outside_the_vocabulary(tokenizer):
 
 def test_the_hash_tells_tokenizers_apart():
     orders = [CharTokenizer("ab"), CharTokenizer("ba"), CharTokenizer("abc"), ByteTokenizer()]
-    assert len({tokenizer.sha256 for tokenizer in orders}) == 4
+    orders += [BPETokenizer([("a", "b"), ("b", "c")]), BPETokenizer([("b", "c"), ("a", "b")])]
+    assert len({tokenizer.sha256 for tokenizer in orders}) == 6
     assert CharTokenizer("ab").sha256 == CharTokenizer.from_text("baba").sha256
 
 
@@ -166,6 +181,65 @@ def test_gpt2_is_tiktokens_own_encoding(gpt2, shared_data, tmp_path, monkeypatch
     assert gpt2.encode("Hello world") == [15496, 995]
     assert gpt2.d_vocab == theirs.n_vocab == 50257
     assert [gpt2.token_bytes(i) for i in range(50257)] == [theirs.decode_single_token_bytes(i) for i in range(50257)]
+
+
+def merged_by_hand(text: str, tokenizer: BPETokenizer) -> list[bytes]:
+    """BPE as Sennrich et al. write it: the earliest merge that applies anywhere, everywhere, again and again; words apart."""
+    parts = []
+    for word in re.findall(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", text):
+        symbols = [ALPHABET[byte] for byte in word.encode()]
+        while ranks := [tokenizer.merges.index(pair) for pair in itertools.pairwise(symbols) if pair in tokenizer.merges]:
+            first, second = tokenizer.merges[min(ranks)]
+            merged = []
+            while symbols:
+                both = symbols[:2] == [first, second]
+                merged.append(first + second if both else symbols[0])
+                symbols = symbols[2 if both else 1 :]
+            symbols = merged
+        parts += symbols
+    byte_of = {symbol: byte for byte, symbol in ALPHABET.items()}
+    return [bytes(byte_of[character] for character in part) for part in parts]
+
+
+def test_a_trained_bpe_merges_what_its_text_repeats_and_encodes_as_the_paper_says(bpe):
+    for text in (*STORIES[:5], "two snowy sledges,  isn't it?\n\n\tOnce"):
+        assert [bpe.token_bytes(token) for token in bpe.encode(text)] == merged_by_hand(text, bpe)
+    assert len(bpe.encode(STORIES[3])) < len(STORIES[3]) / 3
+    pairs = Counter(pair for story in STORIES for word in story.split(" ") for pair in itertools.pairwise(word) if word)
+    spaces = Counter((" ", word[0]) for story in STORIES for word in story.split(" ")[1:] if word)
+    (first, second), _ = (pairs + spaces).most_common(1)[0]
+    assert bpe.token_bytes(256) == (first + second).encode()
+    assert (bpe.d_vocab, bpe.eos_token_id) == (300, 299)
+
+
+def test_training_a_bpe_again_gives_the_same_merges_and_too_small_a_text_says_how_many_it_has(bpe):
+    assert BPETokenizer.train(iter(STORIES), 300).merges == bpe.merges
+    assert tokenizer_for("bpe:300", (), STORIES).sha256 == bpe.sha256
+    with pytest.raises(TokenizerError, match=r"no more than (\d+) tokens; ask for bpe:\1"):
+        BPETokenizer.train(["aab aab"], 400)
+    with pytest.raises(TokenizerError, match="no room for 256 bytes"):
+        BPETokenizer.train(STORIES, 256)
+    for wrong in ("bpe", "bpe:", "bpe:many", "bpes:300"):
+        with pytest.raises(TokenizerError, match="is bpe:4096"):
+            tokenizer_for(wrong, (), STORIES)
+
+
+def test_documents_are_encoded_by_themselves_with_the_end_of_text_after_each(tokenizer):
+    known = "Hello world"
+    for documents in ([HARD, "", known, HARD * 3], [known] * 5, [known, f"say {END_OF_TEXT}{END_OF_TEXT}"], []):
+        if tokenizer.kind == "char":
+            documents = [document for document in documents if "say" not in document]
+        tokens, lengths = tokenizer.encode_documents(documents)
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        expected = [tokenizer.encode(document) + end for document in documents]
+        assert tokens.tolist() == [token for document in expected for token in document]
+        assert lengths.tolist() == [len(document) for document in expected]
+
+
+def test_a_document_that_cannot_be_encoded_is_refused_among_others(tokenizer):
+    broken = "☂" if tokenizer.kind == "char" else "o\ud83e"
+    with pytest.raises(TokenizerError, match="cannot encode"):
+        tokenizer.encode_documents(["Hello", broken, "world"])
 
 
 def random_texts(count: int) -> list[str]:
@@ -251,7 +325,7 @@ def test_a_damaged_tokenizer_file_is_refused_by_name(tmp_path, content):
 
 
 def test_an_unknown_tokenizer_name_is_answered_with_the_known_ones():
-    with pytest.raises(TokenizerError, match="byte, char or gpt2"):
+    with pytest.raises(TokenizerError, match="byte, char or gpt2, or bpe:4096"):
         tokenizer_named("gpt3")
     assert tokenizer_named("byte").kind == "byte"
 

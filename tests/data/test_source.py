@@ -11,8 +11,8 @@ from interp_gpt2.data.corpora import Corpus, Document
 from interp_gpt2.data.ngrams import NGramModel
 from interp_gpt2.data.source import MarkovSource, RepeatedSource, load_source, open_source, tokenized
 from interp_gpt2.data.synthetic import bayes_bigram, losses_of
-from interp_gpt2.errors import DataError
-from interp_gpt2.tokenizers import ByteTokenizer, CharTokenizer, TokenizerError, load_tokenizer
+from interp_gpt2.errors import DataError, TokenizerError
+from interp_gpt2.tokenizers import ByteTokenizer, CharTokenizer, load_tokenizer
 
 TEXT = "".join(f"Paragraph {i} says that {i} is {'even' if i % 2 == 0 else 'odd'}.\n\n" for i in range(400))
 
