@@ -94,7 +94,7 @@ def load_rows(path: Path | str) -> "DataFrame":
         kinds = dict.fromkeys(COLUMNS, str) | dict.fromkeys(_INTEGERS, int) | dict.fromkeys(_FLOATS, float)
         rows = csv.DictReader(io.StringIO(text, newline=""))
         records = [{name: kinds[name](cell) if cell else None for name, cell in row.items()} for row in rows]
-    return _typed(pandas.DataFrame(records, columns=list(COLUMNS)))
+    return typed(pandas.DataFrame(records, columns=list(COLUMNS)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def _run_task(task: _Task) -> None:
         try:
             with torch.no_grad():
                 rows = analysis(model)
-            plain = [_plain(row, analysis) for row in rows]
+            plain = [plain_row(row, analysis) for row in rows]
         except InterpGPT2Error as error:
             refused = refused or type(error)(f"{analysis.name}: {error}")
         else:
@@ -166,7 +166,7 @@ def _run_task(task: _Task) -> None:
         raise refused
 
 
-def _plain(row: Row, analysis: Analysis) -> Row:
+def plain_row(row: Row, analysis: Analysis) -> Row:
     """A row of Python's own numbers and strings, without nulls, in the order of the columns."""
     if unknown := set(row) - set(ROW_KEYS):
         raise AnalysisError(f"{analysis.name} gives rows with unknown keys {sorted(unknown)}; a row has {', '.join(ROW_KEYS)}")
@@ -358,9 +358,9 @@ def _frame(run: Run, tasks: list[_Task]) -> "DataFrame":
         where = {"run": name, "seed": seed, "step": task.step, "tokens": run.tokens_seen(task.step)}
         for analysis, result in task.wanted:
             records += [{**where, "analysis": analysis.name, **row} for row in result.read()]
-    return _typed(pandas.DataFrame(records, columns=list(COLUMNS)))
+    return typed(pandas.DataFrame(records, columns=list(COLUMNS)))
 
 
-def _typed(frame: "DataFrame") -> "DataFrame":
+def typed(frame: "DataFrame") -> "DataFrame":
     kinds = {column: "Int64" if column in _INTEGERS else "float64" if column in _FLOATS else "string" for column in COLUMNS}
     return frame[list(COLUMNS)].astype(kinds)

@@ -12,7 +12,7 @@ from interp_gpt2.cli.parse import UsageError, option
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from interp_gpt2.report.inputs import Sequences
+    from interp_gpt2.analysis.sequences import Sequences
     from interp_gpt2.runs.run import Run
 
 EXAMPLES = (
@@ -138,8 +138,8 @@ def _phase_change(frame: "DataFrame") -> str:
 
 def _sequences(run: "Run | None", config: object, n: int) -> "Sequences":
     """The run's held-out data; what can be said of any model where there is none."""
+    from interp_gpt2.analysis.sequences import held_out, repeated_random
     from interp_gpt2.errors import DataError
-    from interp_gpt2.report.inputs import held_out, repeated_random
 
     if run is None:
         return repeated_random(config, n)

@@ -15,13 +15,14 @@ from interp_gpt2.analysis.development import best_head_curve
 from interp_gpt2.analysis.logit_lens import logit_lens
 from interp_gpt2.analysis.loss import LossByPosition
 from interp_gpt2.analysis.rows import Z_95
+from interp_gpt2.analysis.sequences import held_out
 from interp_gpt2.data.source import MarkovSource
 from interp_gpt2.data.synthetic import bayes_bigram, in_context_unigram, losses_of
 from interp_gpt2.errors import AnalysisError, DataError, RunError, TokenizerError
 from interp_gpt2.generation import generate
 from interp_gpt2.report import schema
 from interp_gpt2.report.facts import data_facts, hashes, run_facts, versions
-from interp_gpt2.report.inputs import held_out, spread_steps
+from interp_gpt2.report.inputs import spread_steps
 from interp_gpt2.report.probes import collect_neurons, collect_probes
 from interp_gpt2.report.subject import Subject
 from interp_gpt2.runs.run import Run

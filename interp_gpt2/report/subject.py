@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from interp_gpt2.analysis.attention_patterns import HeadScores
+from interp_gpt2.analysis.sequences import HEAD_SEQUENCES, Sequences, held_out, prompt_of, repeated_random
 from interp_gpt2.data.source import Source
 from interp_gpt2.errors import DataError
-from interp_gpt2.report.inputs import HEAD_SEQUENCES, Sequences, held_out, prompt_of, repeated_random, training_config
+from interp_gpt2.report.inputs import training_config
 from interp_gpt2.runs.run import Run
 from interp_gpt2.sweeps import sweep
 from interp_gpt2.tokenizers import Tokenizer

@@ -1,4 +1,7 @@
-"""metrics.jsonl: one line per logged step, written as it happens. The run's own record, whatever else mirrors it."""
+"""A run's own record, whatever else mirrors it: JSONL files, a line as each thing happens, each step once.
+
+metrics.jsonl has a line per logged step, online.jsonl one per analysis made while training, samples.jsonl one per text.
+"""
 
 import json
 import math
@@ -9,10 +12,11 @@ from typing import Any
 from interp_gpt2.errors import RunError
 from interp_gpt2.files import written_atomically
 
-METRICS = "metrics.jsonl"
+METRICS, ONLINE, SAMPLES = "metrics.jsonl", "online.jsonl", "samples.jsonl"
+LOGS = (METRICS, ONLINE, SAMPLES)
 
 
-def append_metrics(run_dir: Path | str, row: Mapping[str, Any]) -> None:
+def append_metrics(run_dir: Path | str, row: Mapping[str, Any], log: str = METRICS) -> None:
     """Add one line and hand it to the system, so that it outlives this process.
 
     `row` has an int under "step". JSON has no NaN or infinity: such a value is null, and "nonfinite" says which it was.
@@ -23,7 +27,7 @@ def append_metrics(run_dir: Path | str, row: Mapping[str, Any]) -> None:
     nonfinite = {name: str(value) for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
     if nonfinite:
         row = {**row, **dict.fromkeys(nonfinite), "nonfinite": nonfinite}
-    path = Path(run_dir) / METRICS
+    path = Path(run_dir) / log
     try:
         line = json.dumps(row, allow_nan=False) + "\n"
         with path.open("ab") as file:
@@ -34,12 +38,12 @@ def append_metrics(run_dir: Path | str, row: Mapping[str, Any]) -> None:
         raise RunError(f"{path} could not be written: {error.strerror or error}") from error
 
 
-def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:
+def read_metrics(run_dir: Path | str, log: str = METRICS) -> list[dict[str, Any]]:
     """Every row in the order written. A last line that a killed process left unfinished is not counted.
 
     Raises RunError naming the line for anything else that is not a row.
     """
-    path = Path(run_dir) / METRICS
+    path = Path(run_dir) / log
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -57,9 +61,13 @@ def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:
 
 
 def truncate_metrics(run_dir: Path | str, last: int) -> int:
-    """Keep the rows of steps up to and including `last`, and return how many are gone. Resuming writes them anew."""
-    rows = read_metrics(run_dir)
-    kept = [row for row in rows if row["step"] <= last]
-    with written_atomically(Path(run_dir) / METRICS) as file:  # also when nothing goes: an unfinished line must
-        file.writelines(json.dumps(row).encode("ascii") + b"\n" for row in kept)
-    return len(rows) - len(kept)
+    """Keep the rows of steps up to and including `last` in each of LOGS; resuming writes the others anew. Returns how many go."""
+    gone = 0
+    for log in LOGS:
+        rows = read_metrics(run_dir, log)
+        kept = [row for row in rows if row["step"] <= last]
+        if log == METRICS or (Path(run_dir) / log).exists():
+            with written_atomically(Path(run_dir) / log) as file:  # also when nothing goes: an unfinished line must
+                file.writelines(json.dumps(row).encode("ascii") + b"\n" for row in kept)
+        gone += len(rows) - len(kept)
+    return gone

@@ -16,7 +16,7 @@ from interp_gpt2.files import written_atomically
 from interp_gpt2.runs.checkpoint import Saveable, drop_resume, verify_checkpoint
 from interp_gpt2.runs.durable import new_directory, remove_directory, sweep_leftovers, write_errors_named, write_file
 from interp_gpt2.runs.manifest import RESUME_FILES, TOKENIZER_FILES, step_name, step_of_name
-from interp_gpt2.runs.metrics import METRICS, truncate_metrics
+from interp_gpt2.runs.metrics import LOGS, truncate_metrics
 from interp_gpt2.runs.run import RUN_FORMAT, SETTINGS, Run
 from interp_gpt2.runs.strict_json import render
 
@@ -45,7 +45,7 @@ def create_run(path: Path | str, settings: Mapping[str, Any], tokenizer: Saveabl
             raise RunError(f"{path} already exists; --resume continues it, --overwrite deletes it, or choose another name")
         return _overwrite(Run(path), content, tokenizer)
     with write_errors_named(path, len(content)), new_directory(path) as temporary:
-        write_file(temporary / SETTINGS, content)
+        write_file(temporary / SETTINGS, [content])
         if tokenizer is not None:
             tokenizer.save(temporary)
     return Run(path)
@@ -57,7 +57,7 @@ def _overwrite(run: Run, content: bytes, tokenizer: Saveable | None) -> Run:
         for step in run.steps:
             remove_directory(run.path / step_name(step))
         for child in run.path.iterdir():
-            if child.name in (METRICS, *TOKENIZER_FILES, *_MADE_FROM_A_RUN) or child.name.startswith(REFUSED):
+            if child.name in (*LOGS, *TOKENIZER_FILES, *_MADE_FROM_A_RUN) or child.name.startswith(REFUSED):
                 shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
         if tokenizer is not None:
             tokenizer.save(run.path)

@@ -17,11 +17,11 @@ import torch
 from interp_gpt2 import cli
 from interp_gpt2.analysis.attention_patterns import head_scores
 from interp_gpt2.analysis.logit_lens import logit_lens
+from interp_gpt2.analysis.sequences import HEAD_SEQUENCES, held_out
 from interp_gpt2.cli import demo, doctor
 from interp_gpt2.cli.command_line import COMMANDS
 from interp_gpt2.generation import generate
 from interp_gpt2.model import GPT2
-from interp_gpt2.report.inputs import HEAD_SEQUENCES, held_out
 from interp_gpt2.report.schema import report_from_json
 from interp_gpt2.runs.run import Run
 from interp_gpt2.sweeps import load_rows

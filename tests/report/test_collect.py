@@ -12,13 +12,14 @@ import pytest
 
 from interp_gpt2.analysis.attention_patterns import head_scores
 from interp_gpt2.analysis.loss import mean_loss, token_losses
+from interp_gpt2.analysis.sequences import HEAD_SEQUENCES, held_out
 from interp_gpt2.cli.train import Train
 from interp_gpt2.data.source import MarkovSource
 from interp_gpt2.data.synthetic import bayes_bigram, held_out_chains, losses_of
 from interp_gpt2.errors import CheckpointError, RunError
 from interp_gpt2.report.collect import SECTIONS, collect
 from interp_gpt2.report.facts import train_words
-from interp_gpt2.report.inputs import HEAD_SEQUENCES, held_out, spread_steps, training_config
+from interp_gpt2.report.inputs import spread_steps, training_config
 from interp_gpt2.report.page import render, write_report
 from interp_gpt2.report.schema import Report, report_from_json
 from interp_gpt2.runs.run import Run

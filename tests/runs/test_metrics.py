@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from interp_gpt2.errors import RunError
-from interp_gpt2.runs.metrics import append_metrics, read_metrics, truncate_metrics
+from interp_gpt2.runs.metrics import ONLINE, SAMPLES, append_metrics, read_metrics, truncate_metrics
 
 
 def test_rows_come_back_in_order(tmp_path: Path) -> None:
@@ -63,3 +63,12 @@ def test_a_row_needs_a_step_and_must_be_json(tmp_path: Path) -> None:
         with pytest.raises(RunError):
             append_metrics(tmp_path, row)
     assert read_metrics(tmp_path) == []
+
+
+def test_truncating_reaches_every_log_and_makes_none(tmp_path: Path) -> None:
+    for step in (0, 1, 2):
+        append_metrics(tmp_path, {"step": step, "text": "a"}, SAMPLES)
+    assert truncate_metrics(tmp_path, last=1) == 1
+    assert [row["step"] for row in read_metrics(tmp_path, SAMPLES)] == [0, 1]
+    assert read_metrics(tmp_path) == []
+    assert not (tmp_path / ONLINE).exists()

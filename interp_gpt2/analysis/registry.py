@@ -1,0 +1,51 @@
+"""Analyses by name, on a run's own data: what training can log while it runs, and a sweep finds again afterwards."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from interp_gpt2.analysis.attention_patterns import HeadScores
+from interp_gpt2.analysis.in_context import InContextLearningScore
+from interp_gpt2.analysis.logit_lens import LensByLayer
+from interp_gpt2.analysis.loss import LossByPosition
+from interp_gpt2.analysis.rows import Analysis
+from interp_gpt2.analysis.sequences import HEAD_SEQUENCES, Sequences, held_out
+from interp_gpt2.data.source import Source
+from interp_gpt2.errors import AnalysisError
+
+
+@dataclass(frozen=True)
+class Registered:
+    """An analysis that needs nothing but held-out sequences: what it measures, on how many, and how it is made."""
+
+    measures: str
+    n_sequences: int
+    make: Callable[[Sequences], Analysis]
+
+
+REGISTRY = {
+    "head_scores": Registered("every score of every head", HEAD_SEQUENCES, lambda found: HeadScores(found.inputs)),
+    "induction_heads": Registered(
+        "the induction score of every head",
+        HEAD_SEQUENCES,
+        lambda found: HeadScores(found.inputs, ("induction",), name="induction_heads"),
+    ),
+    "in_context_learning": Registered("late loss minus early loss", 64, lambda found: InContextLearningScore(found.tokens)),
+    "loss_by_position": Registered("the loss at each position", 64, lambda found: LossByPosition(found.tokens)),
+    "lens_by_layer": Registered("the logit lens of every layer", 16, lambda found: LensByLayer(found.inputs)),
+}
+
+
+def analysis_named(name: str, source: Source, n_ctx: int) -> Analysis:
+    """The analysis registered as `name`, on sequences evenly spaced over the source's held-out split.
+
+    The same name, source and context give the same analysis, so that a sweep over the checkpoints of a run repeats what
+    its training logged: `sweep(run, analysis_named(name, run.source(), run.config.n_ctx))`.
+    Raises AnalysisError for a name that is not registered, naming the nearest.
+    """
+    if name not in REGISTRY:
+        near = get_close_matches(name, REGISTRY, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(REGISTRY)}"
+        raise AnalysisError(f"there is no analysis {name!r}; {hint}")
+    registered = REGISTRY[name]
+    return registered.make(held_out(source, n_ctx, registered.n_sequences))
