@@ -280,7 +280,7 @@ def _our_config(values: Mapping[str, Any]) -> GPT2Config:
 
 
 def state_to_hf(state: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
-    """Hugging Face's state dict for ours, on the same device; the tied head is left out, absent biases are zeros.
+    """Hugging Face's state dict for ours, as views of it; the tied head is left out, absent biases are zeros.
 
     Raises ConversionError for a config Hugging Face cannot represent, CheckpointError for a state that does not fit it.
     """
@@ -293,7 +293,7 @@ def state_to_hf(state: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Te
     for p in parameters(config):
         if p.ours in state:
             tensor = state[p.ours].detach()
-            theirs[p.theirs] = tensor.T.contiguous() if p.transposed else tensor
+            theirs[p.theirs] = tensor.T if p.transposed else tensor
         else:
             theirs[p.theirs] = torch.zeros(p.their_shape, dtype=dtype, device=device)
     return theirs

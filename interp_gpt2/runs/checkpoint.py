@@ -50,7 +50,7 @@ from interp_gpt2.runs.manifest import (
     step_name,
 )
 from interp_gpt2.runs.strict_json import parse, render
-from interp_gpt2.runs.tensor_files import check_weight_dtypes, header_of_bytes, tensors_of_bytes, tensors_to_bytes
+from interp_gpt2.runs.tensor_files import check_weight_dtypes, header_of_bytes, tensor_chunks, tensors_of_bytes
 
 
 class Saveable(Protocol):
@@ -67,6 +67,22 @@ class ResumeState:
 
     tensors: Mapping[str, Tensor]
     trainer: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint that is about to be written: tensors named and laid out as in its files, which they may share memory with."""
+
+    step: int | None
+    tokens_seen: int | None
+    tensors: Mapping[str, Mapping[str, Tensor]]  # by file
+    texts: Mapping[str, bytes]
+    tokenizer: Saveable | None
+
+    @property
+    def n_bytes(self) -> int:
+        values = sum(tensor.nbytes for tensors in self.tensors.values() for tensor in tensors.values())
+        return values + sum(map(len, self.texts.values()))
 
 
 # ------------------------------------------------------------------------------------------------------------ write
@@ -86,20 +102,38 @@ def save_checkpoint(
     `state` is `model.state_dict()`, from any device. Raises CheckpointWriteError if it cannot be written or already
     exists; whatever happens, no half-written checkpoint is visible and earlier ones are untouched.
     """
+    return write_checkpoint(run_dir, contents_of(step, state, config, tokens_seen, tokenizer, resume))
+
+
+def contents_of(
+    step: int,
+    state: Mapping[str, Tensor],
+    config: GPT2Config,
+    tokens_seen: int,
+    tokenizer: Saveable | None = None,
+    resume: ResumeState | None = None,
+) -> Contents:
+    """What `save_checkpoint` writes. The tensors are views of `state`: copy them if training goes on before they are written."""
     if type(step) is not int or type(tokens_seen) is not int or step < 0 or tokens_seen < 0:
         raise CheckpointWriteError(f"step={step!r} and tokens_seen={tokens_seen!r} must be whole numbers of at least 0")
-    target = Path(run_dir) / step_name(step)
-    files = _model_files(state, config, tokenizer)
+    contents = _model_contents(state, config, tokenizer)
+    tensors, texts = dict(contents.tensors), dict(contents.texts)
     if resume is not None:
-        files |= _resume_files(resume, target)
-    return _write(target, files, Manifest(step, tokens_seen, {}), tokenizer)
+        tensors[OPTIMIZER] = dict(resume.tensors)
+        texts[TRAINER] = _rendered(resume.trainer, step)
+    return Contents(step, tokens_seen, tensors, texts, tokenizer)
+
+
+def write_checkpoint(run_dir: Path | str, contents: Contents) -> Path:
+    """Write `<run_dir>/step-<contents.step>` and return it, on disk and complete. Raises as `save_checkpoint` does."""
+    return _write(Path(run_dir) / step_name(contents.step), contents)
 
 
 def save_weights(
     directory: Path | str, state: Mapping[str, Tensor], config: GPT2Config, tokenizer: Saveable | None = None
 ) -> Path:
     """Write a model, outside any run, to a directory that does not exist or is empty; same files, same guarantees."""
-    return _write(Path(directory), _model_files(state, config, tokenizer), Manifest(None, None, {}), tokenizer)
+    return _write(Path(directory), _model_contents(state, config, tokenizer))
 
 
 def drop_resume(step_dir: Path | str) -> int:
@@ -124,7 +158,7 @@ def drop_resume(step_dir: Path | str) -> int:
     return freed
 
 
-def _model_files(state: Mapping[str, Tensor], config: GPT2Config, tokenizer: Saveable | None) -> dict[str, bytes]:
+def _model_contents(state: Mapping[str, Tensor], config: GPT2Config, tokenizer: Saveable | None) -> Contents:
     eos = None if tokenizer is None else tokenizer.eos_token_id
     if unrepresentable(config) is None:
         fields, name, tensors = config_to_hf(config, eos), HF_WEIGHTS, state_to_hf(state, config)
@@ -132,28 +166,28 @@ def _model_files(state: Mapping[str, Tensor], config: GPT2Config, tokenizer: Sav
         check_our_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, config)
         fields = {"model_type": NATIVE_MODEL_TYPE, "bos_token_id": eos, "eos_token_id": eos}
         name, tensors = NATIVE_WEIGHTS, dict(state)
-    return {name: tensors_to_bytes(tensors), CONFIG: render(fields | {OURS: config.to_dict()})}
+    return Contents(None, None, {name: tensors}, {CONFIG: render(fields | {OURS: config.to_dict()})}, tokenizer)
 
 
-def _resume_files(resume: ResumeState, target: Path) -> dict[str, bytes]:
+def _rendered(trainer: Mapping[str, Any], step: int) -> bytes:
     try:
-        trainer = render(resume.trainer)
+        return render(trainer)
     except (TypeError, ValueError) as error:
-        raise CheckpointWriteError(f"{target / TRAINER} cannot be written: the trainer's state is not JSON: {error}") from error
-    return {OPTIMIZER: tensors_to_bytes(dict(resume.tensors)), TRAINER: trainer}
+        raise CheckpointWriteError(
+            f"{step_name(step)}/{TRAINER} cannot be written: the trainer's state is not JSON: {error}"
+        ) from error
 
 
-def _write(target: Path, files: Mapping[str, bytes], manifest: Manifest, tokenizer: Saveable | None) -> Path:
-    with write_errors_named(target, sum(map(len, files.values()))), new_directory(target) as temporary:
-        entries = {name: entry_of(data) for name, data in files.items()}
-        for name, data in files.items():
-            write_file(temporary / name, data)
-        if tokenizer is not None:
-            tokenizer.save(temporary)
+def _write(target: Path, contents: Contents) -> Path:
+    with write_errors_named(target, contents.n_bytes), new_directory(target) as temporary:
+        entries = {name: write_file(temporary / name, tensor_chunks(tensors)) for name, tensors in contents.tensors.items()}
+        entries |= {name: write_file(temporary / name, [text]) for name, text in contents.texts.items()}
+        if contents.tokenizer is not None:
+            contents.tokenizer.save(temporary)
             for name in TOKENIZER_FILES:
                 sync_file(temporary / name)
                 entries[name] = entry_of((temporary / name).read_bytes())
-        write_file(temporary / MANIFEST, replace(manifest, files=entries).to_bytes())
+        write_file(temporary / MANIFEST, [Manifest(contents.step, contents.tokens_seen, entries).to_bytes()])
     return target
 
 

@@ -4,28 +4,38 @@ Files are written under a temporary sibling, each forced to disk, then the direc
 visible, then its parent. A reader can never see half of one.
 """
 
+import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from interp_gpt2.errors import CheckpointWriteError
+from interp_gpt2.runs.manifest import FileEntry
 
 TEMPORARY = ".tmp-"
+_PIECE = 1 << 20
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """A new file with these bytes, on disk when this returns. Raises OSError."""
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
+    """A new file with these bytes, on disk when this returns; its size and SHA-256. Raises OSError."""
+    sha256, n_bytes = hashlib.sha256(), 0
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
+        for chunk in chunks:
+            whole = memoryview(chunk)
+            for start in range(0, len(whole), _PIECE):  # small enough to be in the processor's cache for both
+                rest = whole[start : start + _PIECE]
+                sha256.update(rest)
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
+            n_bytes += len(whole)
         os.fsync(fd)
     finally:
         os.close(fd)
+    return FileEntry(n_bytes, sha256.hexdigest())
 
 
 def sync_file(path: Path) -> None:

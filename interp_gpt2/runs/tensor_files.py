@@ -4,12 +4,15 @@ safetensors refuses overlapping and missing bytes. It accepts duplicate names, h
 of empty tensors, so the header is read here first; every name and shape is known before a byte of the values is touched.
 """
 
+import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -18,6 +21,9 @@ from interp_gpt2.runs.strict_json import parse
 
 MAX_HEADER = 1 << 20  # GPT-2 XL's header is 60 kB
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "I16": 2, "F32": 4, "I32": 4, "F64": 8, "I64": 8}
+_ORDER = ("BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64")  # the library's own, from narrow to wide
+_NAMES = {torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16",
+          torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}  # fmt: skip
 WEIGHT_DTYPES = ("F32", "F16", "BF16", "F64")
 
 
@@ -29,10 +35,37 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
-def tensors_to_bytes(tensors: dict[str, Tensor]) -> bytes:
-    """A safetensors file with these tensors, from any device."""
+def tensor_chunks(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
+    """A safetensors file with these tensors, from any device, in pieces: its header, then each tensor.
+
+    Byte for byte what the library writes. It copies every value twice on the way, and keeps all other threads waiting
+    meanwhile; these pieces are the tensors' own memory wherever they lie contiguously on the CPU.
+    """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(on_cpu, metadata={"format": "pt"})  # transformers refuses a file without this note
+    infos = {name: TensorInfo(_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in on_cpu.items()}
+    bodies = [memoryview(on_cpu[name].reshape(-1).view(torch.uint8).numpy()) for name in _file_order(infos)]
+    return [_header(infos), *bodies]
+
+
+def file_size(infos: Mapping[str, TensorInfo]) -> int:
+    """Bytes of the safetensors file with tensors of these dtypes and shapes."""
+    return len(_header(infos)) + sum(math.prod(info.shape) * _BYTES[info.dtype] for info in infos.values())
+
+
+def _file_order(infos: Mapping[str, TensorInfo]) -> list[str]:
+    """The widest dtypes first, so that every tensor is aligned; by name among those of one dtype."""
+    return sorted(infos, key=lambda name: (-_ORDER.index(infos[name].dtype), name))
+
+
+def _header(infos: Mapping[str, TensorInfo]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without this note
+    end = 0
+    for name in _file_order(infos):
+        begin, end = end, end + math.prod(infos[name].shape) * _BYTES[infos[name].dtype]
+        entries[name] = {"dtype": infos[name].dtype, "shape": infos[name].shape, "data_offsets": (begin, end)}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def header_of_bytes(data: bytes, where: object) -> dict[str, TensorInfo]:

@@ -12,11 +12,12 @@ from interp_gpt2.errors import CheckpointError
 from interp_gpt2.runs.tensor_files import (
     MAX_HEADER,
     TensorInfo,
+    file_size,
     header_of_bytes,
     header_of_file,
+    tensor_chunks,
     tensors_of_bytes,
     tensors_of_file,
-    tensors_to_bytes,
 )
 
 TENSORS = {
@@ -25,6 +26,10 @@ TENSORS = {
     "c": torch.zeros(0, 4),
     "d": torch.ones(3, dtype=torch.bfloat16),
 }
+
+
+def tensors_to_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
+    return b"".join(tensor_chunks(tensors))
 
 
 def file_of(header: Any, values: bytes = b"") -> bytes:
@@ -46,6 +51,27 @@ def test_what_is_written_is_what_the_header_says_and_what_is_read(tmp_path: Path
     for loaded in (tensors_of_bytes(data, path), tensors_of_file(path)):
         assert loaded.keys() == TENSORS.keys()
         assert all(torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in TENSORS.items())
+
+
+def test_the_file_is_to_the_byte_what_the_safetensors_library_writes() -> None:
+    import safetensors.torch
+
+    draw = torch.Generator().manual_seed(0)
+    kinds = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.float16, torch.bfloat16, torch.int32, torch.float32,
+             torch.float64, torch.int64)  # fmt: skip
+    tensors = {f"{chr(97 + n % 7)}{n}": torch.randint(0, 2, (n % 4, n % 3 + 1), generator=draw).to(kinds[n % 10]) for n in range(40)}
+    for some in (TENSORS, tensors, {}, {"a": torch.tensor(1.5)}):
+        expected = safetensors.torch.save(some, metadata={"format": "pt"})
+        assert tensors_to_bytes(some) == expected
+        infos = header_of_bytes(expected, "x")
+        assert file_size(infos) == len(expected)
+
+
+def test_tensors_on_the_cpu_are_not_copied_to_be_written() -> None:
+    tensor = torch.zeros(1000)
+    _, body = tensor_chunks({"a": tensor})
+    tensor[0] = 1
+    assert bytes(body[:4]) == bytes(torch.ones(1).numpy())
 
 
 def test_transposed_and_differentiable_tensors_are_written_as_they_look() -> None:
