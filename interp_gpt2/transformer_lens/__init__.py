@@ -14,3 +14,6 @@ from interp_gpt2.transformer_lens.activation_cache import ActivationCache as Act
 from interp_gpt2.transformer_lens.config import HookedTransformerConfig as HookedTransformerConfig
 from interp_gpt2.transformer_lens.hook_points import HookPoint as HookPoint
 from interp_gpt2.transformer_lens.hooked_transformer import HookedTransformer as HookedTransformer
+from interp_gpt2.transformer_lens.past_key_value_caching import HookedTransformerKeyValueCache as HookedTransformerKeyValueCache
+
+TransformerLensKeyValueCache = HookedTransformerKeyValueCache  # its name since TransformerLens 3

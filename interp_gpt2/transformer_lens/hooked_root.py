@@ -1,5 +1,6 @@
 """The mutable hooks of TransformerLens's models, on the drop-in's own object: the model underneath never keeps any."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -17,6 +18,9 @@ from interp_gpt2.transformer_lens.slices import Slice, SliceInput
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 NamedHook = tuple[str | Callable[[str], bool], HookFunction]
 HEAD_AXIS = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result")  # where the position is the third axis from behind
+
+
+BRIDGE_SPELLING = re.compile(r"\.attn\.(hook_[qkv]_input)$")  # TransformerLens 4 moved these three below attn
 
 
 class HookedRoot(nn.Module):
@@ -162,6 +166,7 @@ class HookedRoot(nn.Module):
 
     def _named(self, name: str | Callable[[str], bool]) -> list[str]:
         if isinstance(name, str):
+            name = BRIDGE_SPELLING.sub(r".\1", name)
             return sorted(tl_name(found) for found in resolve(name, self.model.config))
         return self._accepted(name)
 

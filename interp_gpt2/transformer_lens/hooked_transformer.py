@@ -20,6 +20,7 @@ from interp_gpt2.transformer_lens.activation_cache import ActivationCache
 from interp_gpt2.transformer_lens.config import HookedTransformerConfig, gpt2_config, hooked_config
 from interp_gpt2.transformer_lens.hook_points import edits_of
 from interp_gpt2.transformer_lens.hooked_root import HookedRoot, NamesFilter
+from interp_gpt2.transformer_lens.past_key_value_caching import HookedTransformerKeyValueCache
 from interp_gpt2.transformer_lens.sampling import Sampling
 from interp_gpt2.transformer_lens.slices import Slice, SliceInput
 from interp_gpt2.transformer_lens.text import Side, Text
@@ -77,8 +78,9 @@ class HookedTransformer(Sampling, Text, HookedRoot):
         self.embed, self.pos_embed = parts.Embed(self, "embed"), parts.PosEmbed(self, "pos_embed")
         self.blocks, self.unembed = parts.Blocks(self), parts.Unembed(self, "unembed")
         self.hook_embed, self.hook_pos_embed = self.hook_dict["hook_embed"], self.hook_dict["hook_pos_embed"]
-        if model.config.layer_norm:
-            self.ln_final = parts.Norm(self, "ln_final")
+        if model.config.layer_norm:  # an attribute, not a registered module: protocols look for attributes
+            object.__setattr__(self, "ln_final", parts.Norm(self, "ln_final"))
+        self.train(model.training)
         self._note_device()
         if tokenizer is not None:
             self.set_tokenizer(tokenizer, padding_side)
@@ -122,10 +124,10 @@ class HookedTransformer(Sampling, Text, HookedRoot):
         `checkpoint_index` counts a run's checkpoints, `checkpoint_value` is a step. See loading.load for what is found.
         """
         refuse(ConfigError, n_devices=(n_devices, 1, ""), n_ctx=(n_ctx, None, ""), first_n_layers=(first_n_layers, None, ""))
-        refuse(ConfigError, refactor_factored_attn_matrices=(refactor_factored_attn_matrices, False, ""))
         refuse(ConfigError, checkpoint_label=(checkpoint_label, None, "and pass checkpoint_value"))
         model, found, step = loading.load(model_name, hf_model, checkpoint_index, checkpoint_value, revision)
-        model = loading.process(model, fold_ln, center_writing_weights, center_unembed, fold_value_biases)
+        processing = (fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices)
+        model = loading.process(model, *processing)
         hooked = cls.from_gpt2(model.to(loading.dtype_named(dtype)), None, default_prepend_bos is not False, fold_ln)
         hooked.cfg.model_name, hooked.cfg.checkpoint_value = Path(model_name).name, step
         tokenizer = found if tokenizer is None else tokenizer
@@ -161,40 +163,56 @@ class HookedTransformer(Sampling, Text, HookedRoot):
         shortformer_pos_embed: Tensor | None = None,
         attention_mask: Tensor | None = None,
         stop_at_layer: int | None = None,
-        past_kv_cache: Any = None,
+        past_kv_cache: HookedTransformerKeyValueCache | None = None,
     ) -> Tensor | Output | None:
         """Text, tokens (batch, pos), or with `start_at_layer` the stream before that layer, to what `return_type` says.
 
         The loss is in nats per token. With `stop_at_layer`, the stream before that layer, and nothing later is computed.
+        With `past_kv_cache`, the tokens continue those it has seen; `attention_mask` and the loss are of these alone.
         """
-        refuse(
-            ConfigError,
-            shortformer_pos_embed=(shortformer_pos_embed, None, ""),
-            past_kv_cache=(past_kv_cache, None, "and use generate, or `hooked.model(tokens, past=KVCache())`"),
-        )
+        refuse(ConfigError, shortformer_pos_embed=(shortformer_pos_embed, None, ""))
         if return_type not in ("logits", "loss", "both", None):
             raise ConfigError(f"return_type={return_type!r} is not one of 'logits', 'loss', 'both', None")
         with self._padding_on(padding_side):
             if start_at_layer is None:
-                tokens, attention_mask = self._read(input, prepend_bos, attention_mask)
+                tokens, attention_mask = self._read(input, prepend_bos, attention_mask, past_kv_cache)
+        if past_kv_cache is not None:
+            whole = {"start_at_layer": (start_at_layer, None, ""), "stop_at_layer": (stop_at_layer, None, "")}
+            refuse(ConfigError, **{f"past_kv_cache with {name}": given for name, given in whole.items()})
+            logits = past_kv_cache.logits(self.model, _given(tokens), hooks, attention_mask)
+            return self._returned(logits, tokens, attention_mask, return_type, loss_per_token)
         resid = input if start_at_layer is not None else self.model.embed(tokens, hooks, attention_mask)
         start, stop, _ = slice(start_at_layer, stop_at_layer).indices(self.cfg.n_layers)
         resid = self.model.run_blocks(resid, start, max(start, stop), hooks, attention_mask)
         if stop_at_layer is not None:
             return resid
-        logits = self.model.unembed(resid, hooks)
+        return self._returned(self.model.unembed(resid, hooks), tokens, attention_mask, return_type, loss_per_token)
+
+    def _returned(
+        self, logits: Tensor, tokens: Tensor | None, mask: Tensor | None, return_type: str | None, per_token: bool
+    ) -> Tensor | Output | None:
         if return_type in (None, "logits"):
             return None if return_type is None else logits
-        loss = self.loss_fn(logits, _given(tokens), attention_mask, loss_per_token)
+        loss = self.loss_fn(logits, _given(tokens), mask, per_token)
         return loss if return_type == "loss" else Output(logits, loss)
 
     def _read(
-        self, input: str | list[str] | Tensor, prepend_bos: bool | None, attention_mask: Tensor | None
+        self,
+        input: str | list[str] | Tensor,
+        prepend_bos: bool | None,
+        attention_mask: Tensor | None = None,
+        past_kv_cache: HookedTransformerKeyValueCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (batch, pos), and a mask where one is given or padding stands on the left."""
+        """Tokens (batch, pos), and a mask where one is given or padding stands on the left (of the first tokens alone)."""
+        if not isinstance(past_kv_cache, HookedTransformerKeyValueCache | None):
+            raise ConfigError(
+                f"past_kv_cache is a {type(past_kv_cache).__name__}; pass interp_gpt2.transformer_lens."
+                "HookedTransformerKeyValueCache.init_cache(model.cfg, model.cfg.device, batch_size)"
+            )
         tokens = self.to_tokens(input, prepend_bos) if isinstance(input, (str, list)) else input
         tokens = (tokens[None] if tokens.ndim == 1 else tokens).to(self.model.device)
-        if attention_mask is None and self.tokenizer is not None and self.tokenizer.padding_side == "left":
+        begins = past_kv_cache is None or not past_kv_cache.past.n_pos
+        if attention_mask is None and begins and self.tokenizer is not None and self.tokenizer.padding_side == "left":
             attention_mask = get_attention_mask(self.tokenizer, tokens, self._prepends(prepend_bos))
             attention_mask = None if attention_mask.all() else attention_mask
         return tokens, None if attention_mask is None else attention_mask.to(self.model.device)
@@ -292,21 +310,22 @@ class HookedTransformer(Sampling, Text, HookedRoot):
         refactor_factored_attn_matrices: bool = False,
     ) -> None:
         """`load_state_dict`, then the processing of `from_pretrained`."""
-        refuse(ConfigError, refactor_factored_attn_matrices=(refactor_factored_attn_matrices, False, ""))
         self.load_state_dict(state_dict)
-        self.process_weights_(fold_ln, center_writing_weights, center_unembed, fold_value_biases)
+        self.process_weights_(
+            fold_ln, center_writing_weights, center_unembed, refactor_factored_attn_matrices, fold_value_biases
+        )
 
     def process_weights_(
         self,
         fold_ln: bool = True,
         center_writing_weights: bool = True,
         center_unembed: bool = True,
-        fold_value_biases: bool = True,
         refactor_factored_attn_matrices: bool = False,
+        fold_value_biases: bool = True,
     ) -> None:
         """The processing of `from_pretrained`, of the weights as they are: `hooked.model` is another model afterwards."""
-        refuse(ConfigError, refactor_factored_attn_matrices=(refactor_factored_attn_matrices, False, ""))
-        self.model = loading.process(self.model, fold_ln, center_writing_weights, center_unembed, fold_value_biases)
+        processing = (fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices)
+        self.model = loading.process(self.model, *processing)
         if fold_ln and self.model.config.layer_norm:
             self.cfg.normalization_type = "LNPre"
 

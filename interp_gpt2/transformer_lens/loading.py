@@ -7,7 +7,13 @@ import torch
 
 from interp_gpt2.convert.huggingface import from_huggingface
 from interp_gpt2.errors import ConfigError, RunError, TokenizerError
-from interp_gpt2.folding import center_unembed, center_writing_weights, fold_layer_norm, fold_value_biases
+from interp_gpt2.folding import (
+    center_unembed,
+    center_writing_weights,
+    fold_layer_norm,
+    fold_value_biases,
+    refactor_factored_attn_matrices,
+)
 from interp_gpt2.model import GPT2
 from interp_gpt2.runs.pretrained import load_pretrained
 from interp_gpt2.runs.run import SETTINGS, Run
@@ -72,7 +78,14 @@ def _step(run: Run, index: int | None, value: int | None) -> int:
     return steps[index]
 
 
-def process(model: GPT2, fold_ln: bool, center_writing: bool, center_unembedding: bool, fold_values: bool) -> GPT2:
+def process(
+    model: GPT2,
+    fold_ln: bool,
+    center_writing: bool,
+    center_unembedding: bool,
+    fold_values: bool,
+    refactor: bool,
+) -> GPT2:
     """TransformerLens's processing, in its order. A model without layer norms has none to fold and its stream stays."""
     if fold_ln and model.config.layer_norm:
         model = fold_layer_norm(model)
@@ -80,7 +93,8 @@ def process(model: GPT2, fold_ln: bool, center_writing: bool, center_unembedding
         model = center_writing_weights(model)
     if center_unembedding:
         model = center_unembed(model)
-    return fold_value_biases(model) if fold_values else model
+    model = fold_value_biases(model) if fold_values else model
+    return refactor_factored_attn_matrices(model) if refactor else model
 
 
 def dtype_named(dtype: str | torch.dtype) -> torch.dtype:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp_gpt2.hooks import NO_HOOKS, Hooks, canonical
 from interp_gpt2.linear import linear
@@ -64,11 +64,17 @@ class PosEmbed(Part):
         return self.W_pos[: tokens.shape[-1]].expand(*tokens.shape, -1)
 
 
-class Norm(Part):
-    """A layer norm: its gain `w` and bias `b`."""
+class Norm(Part, nn.Module):
+    """A layer norm: its gain `w` and bias `b`. A module, as TransformerLens's tools ask, with no parameters of its own."""
+
+    __setattr__ = object.__setattr__  # the model it looks at is no part of it: a module that held its owner would never end
+
+    def __init__(self, hooked: "HookedRoot", path: str) -> None:
+        nn.Module.__init__(self)
+        Part.__init__(self, hooked, path)
 
     @property
-    def _norm(self) -> torch.nn.Module:
+    def _norm(self) -> nn.Module:
         return self._hooked.model.get_submodule(self._path)
 
     @property
@@ -79,7 +85,7 @@ class Norm(Part):
     def b(self) -> Tensor:
         return torch.zeros_like(self._norm.weight) if self._norm.bias is None else self._norm.bias
 
-    def __call__(self, resid: Tensor) -> Tensor:
+    def forward(self, resid: Tensor) -> Tensor:
         return self._norm(resid, self._hooks_for(resid))
 
 

@@ -45,9 +45,10 @@ class Sampling:
         """The input with up to `max_new_tokens` more, as text if it was text; hooks act in every step.
 
         Greedy without `do_sample` or at temperature 0: TransformerLens's tokens. Samples follow `torch.manual_seed`, but
-        are other draws than TransformerLens's. No progress bar, whatever `verbose`. Texts must be of one length.
+        are other draws than TransformerLens's. No progress bar, whatever `verbose`. Several texts are padded on the
+        left, whatever `padding_side`, and each gets the tokens it would get alone.
         """
-        refuse(ConfigError, freq_penalty=(freq_penalty, 0.0, ""), padding_side=(padding_side, USE_DEFAULT_VALUE, ""))
+        refuse(ConfigError, freq_penalty=(freq_penalty, 0.0, ""))
         refuse(ConfigError, use_past_kv_cache=(use_past_kv_cache, True, "(the tokens are the same)"))
         if return_type not in ("input", "str", "tokens"):
             raise ConfigError(f"return_type={return_type!r} is not one of 'input', 'str', 'tokens'")
@@ -55,10 +56,11 @@ class Sampling:
             raise ConfigError("top_k and top_p are both given, and TransformerLens would ignore top_p; pass one")
         stop = self._stop_token(eos_token_id) if stop_at_eos else None
         seed = int(torch.randint(2**62, ()))  # from torch's own generator, so that torch.manual_seed fixes it
-        self.model.eval()
+        self.eval()
+        tokens, mask = self._prompt(input, prepend_bos, padding_side)
         tokens = generate(
-            EditedGPT2(self.model, edits_of(self.hook_dict)), self._prompt(input, prepend_bos), max_new_tokens,
-            temperature if do_sample else 0.0, top_k, top_p, seed, stop,
+            EditedGPT2(self.model, edits_of(self.hook_dict)), tokens, max_new_tokens,
+            temperature if do_sample else 0.0, top_k, top_p, seed, stop, mask,
         )  # fmt: skip
         if return_type == "tokens" or (return_type == "input" and isinstance(input, Tensor)):
             return tokens
@@ -66,16 +68,13 @@ class Sampling:
         texts = [decode(row, skip_special_tokens=True) for row in tokens.tolist()]
         return texts[0] if len(texts) == 1 else texts
 
-    def _prompt(self, input: str | list[str] | Tensor, prepend_bos: bool | None) -> Tensor:
-        if isinstance(input, Tensor):
-            if input.is_floating_point():
-                raise TokenError("generate continues tokens or text, not embeddings; pass tokens (batch, pos)")
-            return input.to(self.model.device)
-        rows = [self.to_tokens(text, prepend_bos) for text in ([input] if isinstance(input, str) else input)]
-        if len({row.shape for row in rows}) > 1:
-            lengths = [row.shape[1] for row in rows]
-            raise TokenError(f"generate takes texts of one length, not of {lengths} tokens; pass them one by one")
-        return torch.cat(rows).to(self.model.device)
+    def _prompt(
+        self, input: str | list[str] | Tensor, prepend_bos: bool | None, padding_side: Side | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if isinstance(input, Tensor) and input.is_floating_point():
+            raise TokenError("generate continues tokens or text, not embeddings; pass tokens (batch, pos)")
+        with self._padding_on("left" if isinstance(input, list) and len(input) > 1 else padding_side):
+            return self._read(input, prepend_bos)
 
     def _stop_token(self, eos_token_id: int | None) -> int:
         found = self.tokenizer.eos_token_id if eos_token_id is None and self.tokenizer is not None else eos_token_id

@@ -1,11 +1,15 @@
 """Slice: TransformerLens's way to say which positions, neurons or sequences."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from interp_gpt2.errors import ShapeError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SliceInput = int | tuple | slice | Sequence[int] | Tensor | None
 
@@ -43,13 +47,26 @@ class Slice:
     @classmethod
     def unwrap(cls, slice_input: "Slice | SliceInput") -> "Slice":
         """As a Slice; an int becomes a list of it, so that its axis stays."""
-        if isinstance(slice_input, Slice):
-            return slice_input
-        return cls([slice_input] if isinstance(slice_input, int) else slice_input)
+        return cls([slice_input]) if isinstance(slice_input, int) else as_slice(slice_input)
+
+    def indices(self, max_ctx: int | None = None) -> "np.ndarray":
+        """What it picks of an axis of length `max_ctx`, which an int does not need."""
+        import numpy as np
+
+        if self.mode == "int":
+            return np.array([self.slice])
+        if max_ctx is None:
+            raise ShapeError("which entries a slice picks depends on how many there are; pass max_ctx")
+        return self.apply(torch.arange(max_ctx)).numpy()
 
     def __repr__(self) -> str:
         return f"Slice: {self.slice} Mode: {self.mode} "
 
 
 def as_slice(slice_input: Slice | SliceInput) -> Slice:
-    return slice_input if isinstance(slice_input, Slice) else Slice(slice_input)
+    """As a Slice, also from TransformerLens's own."""
+    if isinstance(slice_input, Slice):
+        return slice_input
+    if hasattr(slice_input, "mode") and hasattr(slice_input, "slice"):
+        return Slice(None if slice_input.mode == "identity" else slice_input.slice)
+    return Slice(slice_input)

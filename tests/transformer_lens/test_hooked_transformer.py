@@ -151,34 +151,6 @@ def test_composition_scores_are_those_of_transformerlens(pair, mode):
     pair.both(lambda lens, model: model.all_composition_scores(mode))
 
 
-def test_greedy_text_is_the_same(pair):
-    def code(lens, model):
-        greedy = {"do_sample": False, "verbose": False, "max_new_tokens": 6}
-        tokens = model.to_tokens(TEXT)
-        hooked = [("blocks.0.hook_mlp_out", lambda value, hook: value * 0)]
-        with model.hooks(fwd_hooks=hooked):
-            edited = model.generate(tokens, **greedy)
-        return [
-            model.generate(TEXT, **greedy), model.generate(tokens, **greedy),
-            model.generate(TEXT, return_type="tokens", **greedy), model.generate(TEXT, prepend_bos=False, **greedy),
-            model.generate([TEXTS[0], TEXTS[0]], **greedy), edited,
-            model.generate(TEXT, temperature=0.0, verbose=False, stop_at_eos=False),
-            model.generate(TEXT, **greedy, eos_token_id=int(model.generate(tokens, **greedy)[0, -3])),
-        ]  # fmt: skip
-
-    results = pair.both(code)
-    assert not torch.equal(results[1], results[5])
-
-
-def test_samples_follow_torchs_seed(pair):
-    model = pair.ours.model
-    drawn = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        drawn.append(model.generate(TEXT, max_new_tokens=12, top_k=20, verbose=False))
-    assert drawn[0] == drawn[1] != drawn[2]
-
-
 def test_what_is_not_supported_is_refused_by_name(pair):
     model = pair.ours.model
     refused = {
@@ -187,7 +159,6 @@ def test_what_is_not_supported_is_refused_by_name(pair):
         "freq_penalty": lambda: model.generate(TEXT, freq_penalty=0.5),
         "top_k and top_p": lambda: model.generate(TEXT, top_k=1, top_p=0.5),
         "use_past_kv_cache": lambda: model.generate(TEXT, use_past_kv_cache=False),
-        "refactor_factored_attn_matrices": lambda: model.process_weights_(refactor_factored_attn_matrices=True),
         "first_n_layers": lambda: HookedTransformer.from_pretrained("gpt2", first_n_layers=2),
         "n_devices": lambda: HookedTransformer.from_pretrained("gpt2", n_devices=2),
         "mode='X'": lambda: model.all_composition_scores("X"),
@@ -197,8 +168,6 @@ def test_what_is_not_supported_is_refused_by_name(pair):
             call()
     with pytest.raises(TypeError, match="logits_type"):
         model(TEXT, logits_type="loss")
-    with pytest.raises(TokenError, match="one length"):
-        model.generate(TEXTS)
     with pytest.raises(TokenError, match="a loss needs tokens"):
         model(model(TEXT, stop_at_layer=0), start_at_layer=0, return_type="loss")
     with pytest.raises(ContextLengthError):
