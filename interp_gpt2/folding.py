@@ -2,9 +2,10 @@
 
 What is folded is what a reader of weights would have to carry along: the gains and biases of layer norms, the mean that
 layer norms take away, the constant that softmax ignores, the value biases that every position passes on. What is
-refactored is the choice of coordinates inside a head, which changes no score and no result. The old model is never changed; the new one has its dtype, device and mode, shares no memory with it, and can be folded again. Layer
-norms come first: folding them makes new value biases and a new mean of the unembedding. TransformerLens's
-`from_pretrained` does all of it (`process_weights`), with the same weights as a result.
+refactored is the choice of coordinates inside a head. The old model is never changed; the new one has its dtype, device
+and mode, shares no memory with it, and can be folded again. Layer norms come first: folding them makes new value biases
+and a new mean of the unembedding. TransformerLens's `from_pretrained` folds all of it (`process_weights`), with the same
+weights as a result.
 
 Computed in float64, and rounded once. Exact in eval mode, or without dropout.
 """

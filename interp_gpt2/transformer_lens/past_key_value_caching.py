@@ -49,9 +49,9 @@ class HookedTransformerKeyValueCache:
         self, model: GPT2, tokens: Int[Tensor, "batch pos"], hooks: Hooks, attention_mask: Int[Tensor, "batch pos"] | None
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of tokens that continue those seen; `attention_mask` is of these tokens alone. Raises as `model` does."""
-        batch_size = len(self.previous_attention_mask)
-        if len(tokens) != batch_size:
-            raise TokenError(f"past_kv_cache holds {batch_size} sequences, and {len(tokens)} are given; init_cache takes a batch_size")
+        n_held = len(self.previous_attention_mask)
+        if len(tokens) != n_held:
+            raise TokenError(f"past_kv_cache holds {n_held} sequences, and {len(tokens)} are given; pass batch_size to init_cache")
         new = torch.ones_like(tokens) if attention_mask is None else attention_mask
         mask = torch.cat([self.previous_attention_mask.to(tokens.device), new.long()], 1)
         past = _copy(self.past) if self.frozen else self.past

@@ -45,11 +45,9 @@ class Sampling:
         """The input with up to `max_new_tokens` more, as text if it was text; hooks act in every step.
 
         Greedy without `do_sample` or at temperature 0: TransformerLens's tokens. Samples follow `torch.manual_seed`, but
-        are other draws than TransformerLens's. No progress bar, whatever `verbose`. Several texts are padded on the
-        left, whatever `padding_side`, and each gets the tokens it would get alone.
+        are other draws. No progress bar, whatever `verbose`. Several texts are padded on the left, whatever `padding_side`.
         """
-        refuse(ConfigError, freq_penalty=(freq_penalty, 0.0, ""))
-        refuse(ConfigError, use_past_kv_cache=(use_past_kv_cache, True, "(the tokens are the same)"))
+        refuse(ConfigError, freq_penalty=(freq_penalty, 0.0, ""), use_past_kv_cache=(use_past_kv_cache, True, ""))
         if return_type not in ("input", "str", "tokens"):
             raise ConfigError(f"return_type={return_type!r} is not one of 'input', 'str', 'tokens'")
         if top_k is not None and top_p is not None:

@@ -10,19 +10,60 @@ from torch import Tensor
 
 from interp_gpt2.errors import HookNameError, InterpGPT2Error, ShapeError, TokenizerError
 from interp_gpt2.hooks import full_name, tl_name
+from interp_gpt2.model import ACTIVATIONS
 from interp_gpt2.transformer_lens.slices import Slice as Slice
 from interp_gpt2.transformer_lens.slices import SliceInput as SliceInput
+from interp_gpt2.transformer_lens.tokenizing import get_input_with_manually_prepended_bos as get_input_with_manually_prepended_bos
+from interp_gpt2.transformer_lens.tokenizing import get_tokens_with_bos_removed as get_tokens_with_bos_removed
+from interp_gpt2.transformer_lens.tokenizing import keep_single_column as keep_single_column
+from interp_gpt2.transformer_lens.tokenizing import tokenize_and_concatenate as tokenize_and_concatenate
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
     from interp_gpt2.transformer_lens.hooked_transformer import HookedTransformer
 
 USE_DEFAULT_VALUE: None = None  # what prepend_bos and padding_side are when the model's own settings shall hold
 
 
+_INITIALISED = "GPT2(config, seed=), initialised as GPT-2 is"
+
+# What TransformerLens's utils have and these have not, and what does the same.
+INSTEAD = {
+    "get_dataset": "datasets.load_dataset, which says what it downloads",
+    "download_file_from_hf": "huggingface_hub.hf_hub_download",
+    "clear_huggingface_cache": "the command `hf cache`",
+    "print_gpu_mem": "torch.cuda.memory_allocated()",
+    "sample_logits": "interp_gpt2.generation.sample",
+    "composition_scores": "model.all_composition_scores, or interp_gpt2.analysis.circuits",
+    "get_tokenizer_with_bos": "prepend_bos=True where text is passed, or get_input_with_manually_prepended_bos",
+    "get_nested_attr": "operator.attrgetter(path)(model)",
+    "set_nested_attr": "setattr on what operator.attrgetter(path)(model) finds",
+    "filter_dict_by_prefix": "a dict comprehension",
+    "get_cumsum_along_dim": "torch.cumsum",
+    "repeat_along_head_dimension": "tensor.unsqueeze(-2).expand",
+    "get_offset_position_ids": "attention_mask=, from which the model counts positions",
+    "check_structure": "torch.testing.assert_close",
+    "is_library_available": "importlib.util.find_spec",
+    "solu": "a model of GPT-2's activations: gelu_new, gelu or relu",
+    "override_or_use_default_value": "the argument itself: None stands for the model's setting",
+    "LocallyOverridenDefaults": "the arguments prepend_bos= and padding_side= of each call",
+    "warn_if_mps": "nothing: no model is moved to MPS by itself",
+    "calc_fan_in_and_fan_out": _INITIALISED,
+    "init_xavier_uniform_": _INITIALISED,
+    "init_xavier_normal_": _INITIALISED,
+    "init_kaiming_uniform_": _INITIALISED,
+    "init_kaiming_normal_": _INITIALISED,
+}
+
+
 def __getattr__(name: str) -> NoReturn:
-    raise AttributeError(f"interp_gpt2.transformer_lens.utils has no {name!r}; it has {', '.join(sorted(_NAMES))}")
+    raise AttributeError(
+        f"interp_gpt2.transformer_lens.utils has no {name!r}; use {INSTEAD[name]}"
+        if name in INSTEAD
+        else f"interp_gpt2.transformer_lens.utils has no {name!r}; it has {', '.join(sorted(_NAMES))}"
+    )
 
 
 def get_act_name(name: str, layer: int | str | None = None, layer_type: str | None = None) -> str:
@@ -88,10 +129,34 @@ def get_attention_mask(
 
 
 def to_numpy(tensor: "Tensor | np.ndarray | list | tuple | float | int | bool") -> "np.ndarray":
-    """As a NumPy array, off the graph and on the CPU."""
+    """As a NumPy array, off the graph and on the CPU; bfloat16, which NumPy lacks, as float32."""
     import numpy as np
 
-    return tensor.detach().cpu().numpy() if isinstance(tensor, Tensor) else np.array(tensor)
+    if not isinstance(tensor, Tensor):
+        return np.array(tensor)
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def gelu_new(input: Float[Tensor, "batch pos d_mlp"]) -> Float[Tensor, "batch pos d_mlp"]:
+    """GPT-2's activation: x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))."""
+    return ACTIVATIONS["gelu_new"](input)
+
+
+gelu_fast = gelu_new  # TransformerLens writes sqrt(2 / pi) in fewer digits
+
+
+def logits_to_df(logits: Float[Tensor, "d_vocab"], tokenizer: Any = None, top_k: int | None = None) -> "pd.DataFrame":
+    """Tokens by falling probability: token_index, token_string (with a tokenizer), logit, log_prob, probability."""
+    import pandas as pd
+
+    log_probs = logits.detach().float().log_softmax(-1)
+    order = log_probs.argsort(descending=True)[:top_k]
+    columns: dict[str, list] = {"token_index": order.tolist()}
+    if tokenizer is not None:
+        columns["token_string"] = [tokenizer.decode([token]) for token in order.tolist()]
+    columns |= {"logit": logits[order].tolist(), "log_prob": log_probs[order].tolist()}
+    return pd.DataFrame(columns | {"probability": log_probs[order].exp().tolist()})
 
 
 def get_corner(tensor: Tensor, n: int = 3) -> Tensor:
@@ -192,6 +257,7 @@ def refuse(error: type[InterpGPT2Error], **given: tuple[object, object, str]) ->
 
 _HELPERS: tuple[Callable | type, ...] = (
     get_act_name, lm_cross_entropy_loss, lm_accuracy, get_attention_mask, to_numpy, get_corner, remove_batch_dim, transpose,
-    is_square, is_lower_triangular, get_device, Slice,
+    is_square, is_lower_triangular, get_device, Slice, gelu_new, logits_to_df, tokenize_and_concatenate, keep_single_column,
+    get_input_with_manually_prepended_bos, get_tokens_with_bos_removed,
 )  # fmt: skip
-_NAMES = [*(helper.__name__ for helper in _HELPERS), "test_prompt"]
+_NAMES = [*(helper.__name__ for helper in _HELPERS), "gelu_fast", "test_prompt"]

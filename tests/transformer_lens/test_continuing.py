@@ -1,5 +1,7 @@
 """Writing on: generate, and passes that continue what a cache of keys and values has seen, as in TransformerLens."""
 
+from itertools import chain
+
 import pytest
 import torch
 
@@ -96,7 +98,7 @@ def test_a_frozen_cache_is_continued_and_stays(pair):
         endings = [model(text, prepend_bos=False, past_kv_cache=cache) for text in (" gave", " to the park")]
         assert cache[0].frozen
         after = held(cache)
-        for one, other in zip(sum(before, []), sum(after, []), strict=True):
+        for one, other in zip(chain(*before), chain(*after), strict=True):
             assert torch.equal(one, other)
         cache.unfreeze()
         return [endings, model(" gave", prepend_bos=False, past_kv_cache=cache), held(cache)]

@@ -1,5 +1,7 @@
 """utils, head_detector and Slice give what TransformerLens's give."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -108,7 +110,7 @@ def test_mistakes_in_detection_and_patching_are_named(pair):
     tokens, cache = model.to_tokens(TEXT), model.run_with_cache(TEXT)[1]
     with pytest.raises(AnalysisError, match="not an axis"):
         patching.get_act_patch_resid_pre(model, tokens, cache, lambda logits: logits.sum(), index_axis_names=("layer", "neuron"))
-    with pytest.raises(AttributeError, match="get_act_name"):
+    with pytest.raises(AttributeError, match="use datasets"):
         utils.get_dataset  # noqa: B018
 
 
@@ -138,3 +140,67 @@ def test_test_prompt_prints_what_it_prints_there(pair, answer, capsys):
         lines = capsys.readouterr().out.replace("\n", " ").split()
         printed.append(" ".join(lines))
     assert printed[0] == printed[1]
+
+
+def test_activations_and_tables_of_logits(pair):
+    values = torch.linspace(-4, 4, 41)
+
+    def code(lens, model):
+        u, logits = lens.utils, model(TEXT)[0, -1].detach()
+        frames = [u.logits_to_df(logits, model.tokenizer, top_k=4), u.logits_to_df(logits)]
+        cut = lens.utils.Slice((1, 4))
+        return [
+            u.gelu_new(values), u.gelu_fast(values), [[frame.columns.tolist(), frame.to_numpy().tolist()] for frame in frames],
+            u.to_numpy(values.bfloat16()).tolist(), cut.indices(6).tolist(), lens.utils.Slice(-2).indices().tolist(),
+            lens.utils.Slice([3, 1]).indices(5).tolist(), u.remove_batch_dim(torch.ones(2, 3)),
+        ]  # fmt: skip
+
+    pair.both(code)
+
+
+@pytest.mark.parametrize("length", [6, 64])
+@pytest.mark.parametrize("bos", [True, False])
+def test_texts_become_rows_of_tokens(pair, tokenizer, length, bos, monkeypatch, tmp_path):
+    from datasets import Dataset
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    texts = ["When John and Mary", "", "Mary went to the shops", "Tom gave the ball to James"]
+    dataset = Dataset.from_dict({"text": texts, "number": [1, 2, 3, 4]})
+
+    def code(lens, model):
+        given = copy.deepcopy(tokenizer)
+        options = {"max_length": length, "add_bos_token": bos, "num_proc": None}
+        rows = lens.utils.tokenize_and_concatenate(dataset, given, **options)
+        padded = lens.utils.tokenize_and_concatenate(dataset, model.tokenizer, **options)
+        assert rows.column_names == ["tokens"]
+        return [rows["tokens"][:], padded["tokens"][:], lens.utils.keep_single_column(dataset, "text").column_names]
+
+    rows, *_ = pair.both(code)
+    assert rows.shape[1] == length
+    assert tokenizer.pad_token is None
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_bos_is_put_on_and_taken_off(pair, side):
+    def code(lens, model):
+        texts, u = ["John", "When John and Mary went"], lens.utils
+        tokens = model.to_tokens(texts, padding_side=side)
+        removed = u.get_tokens_with_bos_removed(model.tokenizer, tokens, side)
+        written = u.get_input_with_manually_prepended_bos("<|endoftext|>", texts)
+        return [removed, written, u.get_input_with_manually_prepended_bos("<s>", "a"),
+                u.get_input_with_manually_prepended_bos(None, texts)]  # fmt: skip
+
+    removed, *_ = pair.both(code)
+    without = pair.ours.model.to_tokens(["John", "When John and Mary went"], prepend_bos=False, padding_side=side)
+    assert torch.equal(removed, without)
+
+
+def test_every_helper_there_is_here_or_says_what_to_use(theirs):
+    for name in theirs.utils.__all__:
+        if name in utils.INSTEAD:
+            with pytest.raises(AttributeError, match=rf"no '{name}'; use "):
+                getattr(utils, name)
+        else:
+            assert getattr(utils, name, utils) is not utils, name
+    with pytest.raises(AttributeError, match="no 'get_everything'; it has"):
+        utils.get_everything  # noqa: B018
