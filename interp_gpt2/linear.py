@@ -2,8 +2,9 @@
 
 On the CPU, torch multiplies float32 matrices with Intel's MKL, which runs its AVX2 code on AMD processors whatever they can
 do. oneDNN, which torch carries too, runs AVX-512 there and takes half the time, forward and backward (torch 2.13 on an
-EPYC, 15 to 2,048 rows, widths of 128 to 3,072). It rounds as float32 does, and a row's result does not depend on the
-rows beside it. Everywhere else, and within `torch.backends.mkldnn.flags(enabled=False)`, `linear` is torch's own.
+EPYC, 15 to 2,048 rows, widths of 128 to 3,072). A single row, as in generation, takes three quarters of MKL's time: as
+long as reading the weights. It rounds as float32 does, and a row's result does not depend on the rows beside it, only on
+whether there are any. Everywhere else, and within `torch.backends.mkldnn.flags(enabled=False)`, `linear` is torch's own.
 """
 
 import platform
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import has_torch_function_variadic
 
-_WORTHWHILE = 2**22  # products; with fewer the call costs more than it saves
+_WORTHWHILE = 2**22  # products; with fewer the call costs more than it saves,
+_WORTH_READING = 2**19  # unless reading this many weights is most of the work
 
 
 class Linear(nn.Linear):
@@ -37,7 +39,7 @@ def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
         and type(x) is Tensor  # a subclass may mean something else by a product,
         and not has_torch_function_variadic(x, weight)  # and so may a mode
         and x.device.type == "cpu"
-        and x.numel() * weight.shape[0] >= _WORTHWHILE
+        and (x.numel() * weight.shape[0] >= _WORTHWHILE or weight.numel() >= _WORTH_READING)
         and x.dtype == weight.dtype == torch.float32
         and x.ndim > 1
         and not torch.is_autocast_enabled("cpu")

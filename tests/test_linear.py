@@ -52,6 +52,14 @@ def test_values_and_gradients_are_torchs(onednn, calls, x_shape, weight_shape, b
     assert all(close(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
 
+def test_a_row_alone_goes_there_when_its_weights_are_many(monkeypatch, calls):
+    monkeypatch.setattr(module, "_mkl_is_slow", module._has_onednn)
+    for d_out, n_calls in ((256, 0), (1024, 1)):  # 2^17 weights, and 2^19
+        x, weight = operands((1, 512), (d_out, 512), bias=False)
+        assert close(linear(x, weight), F.linear(x, weight))
+        assert len(calls) == n_calls * module._has_onednn()
+
+
 def test_gradients_of_gradients_are_torchs(onednn):
     found = []
     for product in (linear, F.linear):
