@@ -1,6 +1,7 @@
 """What training runs on: the device, the threads, and in which precision it multiplies."""
 
 import ctypes
+import gc
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,7 @@ class Machine:
     precision: Literal["fp32", "bf16"]
     threads: int
     compiled: bool
+    micro_batch: int | None = None  # sequences at once; None: the whole batch
 
     @classmethod
     def for_config(cls, config: TrainConfig) -> "Machine":
@@ -43,7 +45,9 @@ class Machine:
             wide = config.model.d_model >= SMALLEST_D_MODEL_FOR_BF16
             fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and cpu_has_bf16()
             precision = "bf16" if fast and (wide or device.type == "cuda") else "fp32"
-        return cls(device, precision, config.threads or torch.get_num_threads(), config.compile)
+        parts = isinstance(config.micro_batch, int) and config.micro_batch < config.batch_size
+        micro_batch = config.micro_batch if parts else None
+        return cls(device, precision, config.threads or torch.get_num_threads(), config.compile, micro_batch)
 
     def computing(self) -> AbstractContextManager[Any]:
         """The context for a forward pass in this precision. Weights, residual stream, layer norms and loss stay float32."""
@@ -60,6 +64,7 @@ class Machine:
             if self.device.type == "cuda"
             else cpu_facts().get("model name", platform.machine())
         )
+        parts = {} if self.micro_batch is None else {"micro_batch": self.micro_batch}
         return {
             "interp_gpt2": interp_gpt2.__version__,
             "torch": torch.__version__,
@@ -71,6 +76,7 @@ class Machine:
             "precision": self.precision,
             "compiled": self.compiled,
             "threads": self.threads,
+            **parts,
         }
 
 
@@ -112,6 +118,26 @@ def cpu_threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def frozen_garbage() -> Iterator[None]:
+    """No garbage collection during the block: it would pause a step to look through everything that lives as long as training.
+
+    What exists when the block begins is set aside, so that a `gc.collect()` in it is quick. Reference counts free tensors
+    as ever. Afterwards all is as before.
+    """
+    enabled, frozen = gc.isenabled(), gc.get_freeze_count()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not frozen:  # otherwise somebody set things aside before, and would find them back in circulation
+            gc.unfreeze()
+        if enabled:
+            gc.enable()
 
 
 def keep_freed_memory() -> None:

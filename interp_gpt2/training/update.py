@@ -1,0 +1,147 @@
+"""One update of the weights: a pure function of the config and the step, which never waits for the device."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from interp_gpt2.data.batches import rng_at
+from interp_gpt2.data.source import Source
+from interp_gpt2.errors import ConfigError, DataError
+from interp_gpt2.inputs import trusted_tokens
+from interp_gpt2.model import GPT2
+from interp_gpt2.training.config import TrainConfig
+from interp_gpt2.training.guard import Guard
+from interp_gpt2.training.machine import Machine
+from interp_gpt2.training.optimizer import AnyOptimizer, skip_where
+from interp_gpt2.training.schedule import learning_rate
+from interp_gpt2.training.speed import Meter
+
+DROPOUT = 2  # its stream of random numbers, beside those of batches (data.batches)
+
+
+class NextTokenLoss(nn.Module):
+    """The pass that training runs: hooks off, down to the loss, so that a compiler sees all of it.
+
+    It only refers to the model, whose own calls, with hooks or without, stay eager on the same weights; `.compile()` acts
+    in place and no weight has another name.
+    """
+
+    def __init__(self, model: GPT2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Int[Tensor, "batch pos+1"]) -> Float[Tensor, ""]:
+        """Mean loss in nats per token, in float32 whatever the products were made in."""
+        logits = self.model(tokens[:, :-1])
+        return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+
+
+class Updates:
+    """What changes the weights of `model`: `updates(step)` for each step in order."""
+
+    def __init__(
+        self, model: GPT2, optimizer: AnyOptimizer, config: TrainConfig, source: Source, machine: Machine, meter: Meter
+    ) -> None:
+        self.model, self.optimizer, self.config, self.source = model, optimizer, config, source
+        self.machine, self.meter = machine, meter
+        self.loss = NextTokenLoss(model)
+        if config.compile:
+            self.loss.compile(dynamic=False)
+        self.guard = Guard(config.guard_z, config.guard_window, machine.device) if config.guard_z else None
+        self.no_spike = torch.zeros((), device=machine.device)
+
+    def __call__(self, step: int) -> Float[Tensor, "3"]:
+        """Update `step`. Returns the loss before it, the norm of its gradient before clipping, and whether it is a spike.
+
+        Loss and gradient are means over the global batch, whatever the micro-batch: the gradients of its parts add up, then
+        the optimizer steps once.
+        """
+        config = self.config
+        with self.meter.reading():
+            tokens = self.tokens_of(step)
+        if config.model.dropout:
+            # Like the batch, a function of (seed, step) alone: there is no generator whose state a checkpoint would need.
+            torch.manual_seed(int(rng_at(config.seed, step, DROPOUT).integers(2**63)))
+        self.optimizer.zero_grad()
+        loss = self.backward(tokens)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        spike = self.no_spike if self.guard is None else self.guard.judge(torch.stack((loss, norm)))
+        if config.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.grad_clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        if self.guard is not None and config.guard_action == "skip":
+            skip_where(self.optimizer, spike)
+        self.optimizer.step()
+        return torch.stack((loss, norm, spike))
+
+    def tokens_of(self, step: int) -> Int[Tensor, "batch pos+1"]:
+        """The batch of a step, on the device. Raises DataError for tokens that the model has no embedding for."""
+        config = self.config
+        tokens = self.source.batch(step, config.batch_size, config.model.n_ctx, config.seed)
+        if tokens.device.type == "cpu":  # looked at here, where nothing has to be waited for
+            ids = tokens.numpy()
+            if ids.min() < 0 or ids.max() >= config.model.d_vocab:
+                raise DataError(
+                    f"the batch of step {step} has tokens from {ids.min()} to {ids.max()}; d_vocab={config.model.d_vocab}"
+                )
+        if self.machine.device.type == "cuda":
+            tokens = tokens.pin_memory()
+        return tokens.to(self.machine.device, non_blocking=True)
+
+    def backward(self, tokens: Int[Tensor, "batch pos+1"]) -> Float[Tensor, ""]:
+        """The mean loss of a batch; its gradient is added to that of the weights, micro-batch by micro-batch."""
+        losses = []
+        for part in tokens.split(self.machine.micro_batch or len(tokens)):
+            with self.machine.computing(), trusted_tokens():
+                loss = self.loss(part) * (len(part) / len(tokens))
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def try_micro_batch(self, n: int) -> None:
+        """Use as much memory as updates with micro-batches of `n` sequences do. Whatever that raises says that it is too much."""
+        config, parameters = self.config, list(self.model.parameters())
+        moments = [torch.empty_like(p) for p in parameters for _ in range(2)]  # the optimizer's, not made yet
+        try:
+            tokens = torch.zeros(n, config.model.n_ctx + 1, dtype=torch.long, device=self.machine.device)
+            for _ in range(2):  # the second time beside the gradient of the first
+                self.backward(tokens)
+        finally:
+            self.optimizer.zero_grad()
+            del moments
+
+
+def largest_micro_batch(attempt: Callable[[int], None], batch_size: int) -> int:
+    """The first of `batch_size`, half of it, a quarter, ... with which `attempt` does not run out of memory.
+
+    Raises ConfigError if one sequence is too much. Where the system promises more memory than it has, as Linux does for
+    the CPU's, a process may be killed instead: there a number is safer.
+    """
+    n = batch_size
+    while True:
+        if fits(attempt, n):
+            return n
+        if n == 1:
+            raise ConfigError("a single sequence does not fit in memory; a smaller n_ctx or model would")
+        n //= 2
+
+
+def fits(attempt: Callable[[int], None], n: int) -> bool:
+    """Whether `attempt(n)` ends without running out of memory; what it had is given back."""
+    try:
+        attempt(n)
+        return True
+    except MemoryError:
+        return False
+    except RuntimeError as error:  # also torch.OutOfMemoryError, which a GPU raises
+        words = str(error).lower()
+        if not any(sign in words for sign in ("out of memory", "not enough memory", "can't allocate memory")):
+            raise
+        return False
+    finally:
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
