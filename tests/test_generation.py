@@ -6,7 +6,7 @@ import torch
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.convert.huggingface import to_huggingface
 from interp_gpt2.errors import ConfigError, ContextLengthError, TokenError
-from interp_gpt2.generation import Sampling, generate_with_cache, next_token_probs, stream
+from interp_gpt2.generation import Sampling, generate, generate_with_cache, next_token_probs, stream
 from interp_gpt2.hooks import Hooks, resolve
 from interp_gpt2.model import KVCache
 
@@ -251,3 +251,13 @@ def test_a_temperature_near_zero_is_greedy(model, tokens):
 def test_what_is_no_batch_of_tokens_is_refused(model, wrong):
     with pytest.raises(TokenError):
         model.generate(wrong, 1)
+
+
+def test_the_models_own_methods_are_these_functions(model):
+    prompt, sampling = torch.tensor([[1, 2, 3]]), Sampling(temperature=0)
+    expected = generate(model, prompt, 4, temperature=0)
+    assert torch.equal(model.generate(prompt, 4, temperature=0), expected)
+    assert torch.equal(torch.stack(list(model.stream(prompt, 4, sampling)), dim=1), expected[:, 3:])
+    whole, caches = model.generate_with_cache(prompt, 4, "*.pattern", sampling)
+    assert torch.equal(whole, expected)
+    assert caches[3]["pattern", 0].shape[-2:] == (1, 6)

@@ -11,17 +11,18 @@ PACKAGE = Path(__file__).parents[1] / "interp_gpt2"
 
 # From top to bottom. Files of one room may import each other; a lower room may import any higher one.
 ROOMS = [
-    "errors", "files", "config", "hooks", "hf_format", "factored", "cache", "kv_cache", "initialisation", "inputs", "linear",
-    "model", "passes", "weights", "folding", "generation", "vocab_bpe", "tokenizers", "convert", "data", "runs", "analysis",
-    "sweeps", "training", "views", "report", "contract", "transformer_lens", "cli",
+    "errors", "files", "config", "hooks", "hf_format", "factored", "cache", "kv_cache", "initialisation", "inputs",
+    "linear", "shortcuts", "model", "passes", "weights", "folding", "generation", "vocab_bpe", "tokenizers", "convert",
+    "data", "runs", "analysis", "sweeps", "training", "views", "report", "contract", "transformer_lens", "cli",
 ]  # fmt: skip
 
 # Conveniences that face upward: one line each, importing inside the method. (file, what it imports)
 UPWARD: set[tuple[str, str]] = {
-    ("model.py", "runs"),
-    ("model.py", "generation"),
-    ("model.py", "weights"),
-    ("model.py", "passes"),
+    ("shortcuts.py", "runs"),
+    ("shortcuts.py", "generation"),
+    ("shortcuts.py", "weights"),
+    ("shortcuts.py", "passes"),
+    ("shortcuts.py", "model"),
 }
 
 HEAVY = {
