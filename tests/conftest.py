@@ -85,7 +85,9 @@ def text_run(text_file: Path) -> Iterator[Run]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTERP_GPT2_CACHE", str(text_file.parent / "cache"))
         model = GPT2Config(n_layers=2, n_heads=2, d_model=16, n_ctx=32)
-        config = TrainConfig(data=str(text_file), model=model, n_steps=10, batch_size=4, eval_every=5)
+        config = TrainConfig(
+            data=str(text_file), model=model, n_steps=10, batch_size=4, eval_every=5, checkpoints=Checkpoints(anchors=0)
+        )
         yield train(config, text_file.parent / "tiny")
 
 

@@ -3,6 +3,7 @@
 import sys
 from typing import TYPE_CHECKING, Any
 
+from interp_gpt2.cli.tables import in_bytes
 from interp_gpt2.training.events import Event, Finished, Logged, Notice, Saved, Started
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ class TrainingBars:
         self.n_steps[name] = event.n_steps
         if not self.live:
             self.write(f"{name}: {event.n_params:,} parameters, step {event.step:,} of {event.n_steps:,}")
+        if event.disk is not None and event.disk.checkpoints:
+            sizes = f"{in_bytes(event.disk.total)}, of {in_bytes(event.disk.free)} free"
+            self.write(f"{name}: {event.disk.checkpoints:,} checkpoints to come take at most {sizes}")
+        if not self.live:
             return
         from tqdm import tqdm
 

@@ -23,21 +23,26 @@ Tracking = Literal["none", "tensorboard", "wandb"]
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Which steps are kept: the union of three schedules, and always the first and the last step.
+    """Which steps are kept: the union of these schedules, and always the first and the last step.
 
     Scheduled checkpoints hold weights only. Those made every `resume_every` steps can also be resumed from; of these the
-    newest two are kept, and the last step of a run always is one. Raises ConfigError for numbers that mean nothing.
+    newest two stay so, and the rest keep their weights. At `anchors` evenly spaced steps they stay for good, so that any
+    step between can be computed again (`Run.recompute`). The last step of a run can always be resumed from.
+    Raises ConfigError for numbers that mean nothing.
     """
 
     per_doubling: int = 1  # log-spaced: 1 keeps 0, 1, 2, 4, 8, ...; 2 also keeps the steps half-way between; 0 none
+    pythia: bool = False  # 0, 1, 2, 4, ..., 512, then every 1,000 (Biderman et al. 2023)
+    piecewise: tuple[tuple[int, int], ...] = ()  # (every, up to): [[10, 100], [50, 2000]] is 10, ..., 100, 150, ..., 2000
     every: int = 0  # 0: none
     at: tuple[int, ...] = ()
     resume_every: int = 500
+    anchors: int = 10  # 0: none
 
     def __post_init__(self) -> None:
         _freeze_lists(self)
         _check_types(self)
-        for name in ("per_doubling", "every"):
+        for name in ("per_doubling", "every", "anchors"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"checkpoints.{name}={getattr(self, name)} is negative; 0 turns it off")
         if self.resume_every < 1:
@@ -45,6 +50,18 @@ class Checkpoints:
         for step in self.at:
             if type(step) is not int or step < 0:
                 raise ConfigError(f"checkpoints.at holds {step!r}; steps are whole numbers from 0")
+        self._check_pieces()
+
+    def _check_pieces(self) -> None:
+        before = 0
+        for piece in self.piecewise:
+            if not isinstance(piece, tuple) or len(piece) != 2 or any(type(n) is not int or n < 1 for n in piece):
+                raise ConfigError(f"checkpoints.piecewise holds {piece!r}; a piece is [every, up to], two whole numbers from 1")
+            if piece[1] <= before:
+                raise ConfigError(
+                    f"checkpoints.piecewise goes up to step {before} and then only to {piece[1]}; each piece ends after the last"
+                )
+            before = piece[1]
 
 
 @dataclass(frozen=True)
@@ -206,11 +223,15 @@ def _fits(value: object, annotation: Any) -> bool:
 def _freeze_lists(config: object) -> None:
     """TOML and JSON have lists where a frozen dataclass has tuples."""
     for f in fields(config):
-        if isinstance(getattr(config, f.name), list):
-            object.__setattr__(config, f.name, tuple(getattr(config, f.name)))
+        if isinstance(getattr(config, f.name), (list, tuple)):
+            object.__setattr__(config, f.name, _tuples(getattr(config, f.name)))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _lists(item) for name, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return list(map(_lists, value)) if isinstance(value, tuple) else value

@@ -3,17 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interp_gpt2.training.disk import DiskNeeded
 
 
 @dataclass(frozen=True)
 class Started:
-    """Training goes on from `step` of `n_steps`; a step is one update of the weights."""
+    """Training goes on from `step` of `n_steps`; a step is one update of the weights. `disk` is what its checkpoints need."""
 
     step: int
     n_steps: int
     n_params: int
     tokens_per_step: int
+    disk: "DiskNeeded | None" = None
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from interp_gpt2.runs.metrics import append_metrics
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.writing import create_run, run_lock
 from interp_gpt2.training.config import TrainConfig
+from interp_gpt2.training.disk import DiskNeeded, check_disk, disk_needed
 from interp_gpt2.training.events import Finished, Logged, Progress, Started, silent
 from interp_gpt2.training.machine import Machine, cpu_threads, keep_freed_memory
 from interp_gpt2.training.optimizer import make_optimizer
 from interp_gpt2.training.record import run_settings
 from interp_gpt2.training.saving import Saver
-from interp_gpt2.training.schedule import checkpoint_steps, learning_rate
+from interp_gpt2.training.schedule import learning_rate
 from interp_gpt2.training.signals import Interrupted, StopRequest, stop_requests
 from interp_gpt2.training.validation import validation_loss
 
@@ -54,11 +55,15 @@ def train(
         keep_freed_memory()
         gpus = [machine.device] if machine.device.type == "cuda" else []
         with cpu_threads(machine.threads), torch.random.fork_rng(gpus):  # dropout must not disturb the caller's generators
+            needed = disk_needed(config, source, Path(run_dir).expanduser(), overwrite)
+            check_disk(needed, Path(run_dir))
             settings = run_settings(config, source, machine)
             run = Run(run_dir) if resume else create_run(run_dir, settings, source.tokenizer, overwrite)
             with run_lock(run.path):
                 trainer = Trainer(run, config, source, machine, stop, progress)
-                trainer.train_from(trainer.saver.restore(trainer.model, trainer.optimizer) if resume else 0)
+                with trainer.saver:
+                    step = trainer.saver.restore(trainer.model, trainer.optimizer) if resume else 0
+                    trainer.train_from(step, needed)
     return run
 
 
@@ -82,15 +87,14 @@ class Trainer:
             self.model.compile()  # in place, so that no name in a checkpoint changes
         self.optimizer = make_optimizer(self.model, config)
         self.saver = Saver(run, config, source, machine, progress)
-        self.scheduled = checkpoint_steps(config.checkpoints, config.n_steps)
         self.pending: list[tuple[int, Tensor]] = []  # (step, loss and gradient norm) not looked at yet
         self.clock = time.perf_counter()  # when the tokens began that the next row gives a speed for
         self.clocked_step = 0
 
-    def train_from(self, step: int) -> None:
+    def train_from(self, step: int, needed: DiskNeeded) -> None:
         """Every step from `step` to the last."""
         config, began = self.config, time.perf_counter()
-        self.progress(Started(step, config.n_steps, config.model.n_params, config.tokens_per_step))
+        self.progress(Started(step, config.n_steps, config.model.n_params, config.tokens_per_step, needed))
         self.model.train()
         self.clock, self.clocked_step = time.perf_counter(), step
         if step == 0 and not self.run.steps:  # a resumed run may go on from a checkpoint of step 0
@@ -99,6 +103,7 @@ class Trainer:
             self.pending.append((step + 1, self.update(step)))
             step += 1
             self.boundary(step)
+        self.saver.settle()
         self.model.eval()
         self.progress(Finished(step, time.perf_counter() - began))
 
@@ -127,15 +132,17 @@ class Trainer:
 
     def boundary(self, step: int) -> None:
         """What is due after `step` updates: a row of metrics, a checkpoint, and stopping if that was asked for."""
-        config, last = self.config, step == self.config.n_steps
-        evaluate = last or step % config.eval_every == 0
-        if evaluate or step % config.log_every == 0 or step in self.scheduled:
+        config, saver = self.config, self.saver
+        saver.poll()
+        evaluate = step == config.n_steps or step % config.eval_every == 0
+        if evaluate or step % config.log_every == 0 or step in saver.scheduled:
             self.log(step, evaluate)
         stopping = self.stop.signum is not None
-        resumable = last or stopping or step % config.checkpoints.resume_every == 0
-        if resumable or step in self.scheduled:
+        resumable = stopping or step in saver.resumable
+        if resumable or step in saver.scheduled:
             self.save(step, resumable)
         if stopping:
+            saver.settle()
             self.model.eval()
             raise Interrupted(self.stop.signum, step, self.run.checkpoint(step))
 

@@ -1,14 +1,24 @@
-"""What training puts on disk at a boundary, and how it goes on from there."""
+"""What training puts on disk at a boundary, and how it goes on from there.
 
-from dataclasses import dataclass
+Saving overlaps training: the state is copied to host memory, which takes milliseconds, and a thread hashes the copy and
+forces it to disk. A checkpoint is told of (`Saved`) only when it is there, whole and under its name.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from interp_gpt2.data.source import Source
+from interp_gpt2.errors import CheckpointWriteError, InterpGPT2Error
 from interp_gpt2.model import GPT2
-from interp_gpt2.runs.checkpoint import ResumeState, load_resume, load_weights, save_checkpoint
-from interp_gpt2.runs.metrics import truncate_metrics
+from interp_gpt2.runs.checkpoint import Contents, ResumeState, contents_of, load_resume, load_weights, write_checkpoint
+from interp_gpt2.runs.durable import sync_file, write_errors_named
+from interp_gpt2.runs.metrics import METRICS, truncate_metrics
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.writing import keep_resumable, rewind, rewrite_settings
 from interp_gpt2.training.config import TrainConfig
@@ -16,29 +26,81 @@ from interp_gpt2.training.events import Notice, Progress, Saved
 from interp_gpt2.training.machine import Machine
 from interp_gpt2.training.optimizer import optimizer_tensors, restore_optimizer
 from interp_gpt2.training.record import check_resumable, differences
+from interp_gpt2.training.schedule import anchor_steps, checkpoint_steps, resume_steps
+from interp_gpt2.training.signals import Interrupted
 
 
-@dataclass(frozen=True)
 class Saver:
-    """Writes the checkpoints of one run, and restores the newest."""
+    """Writes the checkpoints of one run while training goes on, one at a time, and restores the newest.
 
-    run: Run
-    config: TrainConfig
-    source: Source
-    machine: Machine
-    progress: Progress
+    What goes wrong while one is written is raised by the next call of `save`, `poll` or `settle`, as the
+    CheckpointWriteError that it is. Leaving the `with` block waits for the write under way.
+    """
+
+    def __init__(self, run: Run, config: TrainConfig, source: Source, machine: Machine, progress: Progress) -> None:
+        self.run, self.config, self.source, self.machine, self.progress = run, config, source, machine, progress
+        self.scheduled = checkpoint_steps(config.checkpoints, config.n_steps)
+        self.resumable = resume_steps(config.checkpoints, config.n_steps)
+        self.anchors = anchor_steps(config.checkpoints, config.n_steps)
+        self.copies = HostCopies()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.writing: Future[Saved] | None = None
 
     def save(self, step: int, model: GPT2, optimizer: torch.optim.Optimizer, resumable: bool) -> None:
-        """Write the checkpoint of `step`; of those that can be resumed from, the newest two stay so."""
+        """Copy the state and begin to write the checkpoint of `step`, once the one before is on disk."""
+        self.settle()
         tokens = step * self.config.tokens_per_step
-        state = None
+        resume = None
         if resumable:
             trainer = {"step": step, "tokens": tokens, "fingerprint": self.machine.fingerprint()}
-            state = ResumeState(optimizer_tensors(model, optimizer), trainer)
-        path = save_checkpoint(self.run.path, step, model.state_dict(), self.config.model, tokens, self.source.tokenizer, state)
+            resume = ResumeState(optimizer_tensors(model, optimizer), trainer)
+        contents = contents_of(step, model.state_dict(), self.config.model, tokens, self.source.tokenizer, resume)
+        copied = self.copies.of(contents)
+        arrived = torch.cuda.current_stream().record_event() if model.device.type == "cuda" else None
+        self.writing = self.thread.submit(self._write, copied, resumable, arrived)
+
+    def poll(self) -> None:
+        """Tell of the checkpoint that has reached the disk, if one has. Raises CheckpointWriteError if it could not."""
+        if self.writing is not None and self.writing.done():
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until what is being written is on disk, and tell of it. Raises CheckpointWriteError if it could not be."""
+        if self.writing is None:
+            return
+        try:
+            saved = self.writing.result()
+        finally:
+            if self.writing.done():  # else it was Ctrl-C that ended the waiting
+                self.writing = None
+        self.progress(saved)
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.thread.shutdown()
+        if error is None:
+            self.settle()
+        elif isinstance(error, (InterpGPT2Error, Interrupted)):
+            try:
+                self.settle()
+            except CheckpointWriteError as unwritten:
+                error.add_note(str(unwritten))
+
+    def _write(self, contents: Contents, resumable: bool, arrived: torch.cuda.Event | None) -> Saved:
+        if arrived is not None:
+            arrived.synchronize()
+        metrics = self.run.path / METRICS
+        # The rows up to a checkpoint are on disk before it: after a power cut none is missing where training goes on.
+        with write_errors_named(metrics, 0) if resumable and metrics.exists() else nullcontext():
+            sync_file(metrics)
+        path = write_checkpoint(self.run.path, contents)
         if resumable:
-            keep_resumable(self.run, anchors=())
-        self.progress(Saved(step, path, resumable))
+            keep_resumable(self.run, self.anchors)
+        return Saved(contents.step, path, resumable)
+
+    # Resuming ----------------------------------------------------------------------------------------------------------
 
     def restore(self, model: GPT2, optimizer: torch.optim.Optimizer) -> int:
         """Go back to the newest checkpoint that is whole and resumable; what came after it is deleted. Returns its step."""
@@ -50,15 +112,13 @@ class Saver:
         found = run.newest_verified_step(resumable=True)
         for step, reason in found.skipped:
             self.progress(Notice(f"step {step} cannot be resumed from: {reason}"))
-        _, weights = load_weights(run.checkpoint(found.step))
-        state = load_resume(run.checkpoint(found.step))
-        model.load_state_dict(weights)
-        restore_optimizer(model, optimizer, state.tensors)
-        self.say_what_changed(state.trainer["fingerprint"], settings["config"]["n_steps"])
+        state = restored(run, found.step, model, optimizer)
+        n_steps = settings["config"]["n_steps"]
+        self.say_what_changed(state.trainer["fingerprint"], n_steps)
         rewound = rewind(run, found.step)
         if rewound.removed:
             self.progress(Notice(f"resuming at step {found.step}; {len(rewound.removed)} later checkpoints are made again"))
-        resumed = {"step": found.step, "fingerprint": self.machine.fingerprint()}
+        resumed = {"step": found.step, "n_steps_before": n_steps, "fingerprint": self.machine.fingerprint()}
         config = self.config.to_dict()
         rewrite_settings(run, {**settings, "config": config, "resumed": [*settings.get("resumed", []), resumed]})
         return found.step
@@ -72,3 +132,37 @@ class Saver:
             self.progress(
                 Notice(f"n_steps was {n_steps}: the learning rate goes on along the cosine of {self.config.n_steps} steps")
             )
+
+
+def restored(run: Run, step: int, model: GPT2, optimizer: torch.optim.Optimizer) -> ResumeState:
+    """Put a checkpoint's weights and optimizer state into `model` and `optimizer`. Raises CheckpointError if they do not fit."""
+    _, weights = load_weights(run.checkpoint(step))
+    state = load_resume(run.checkpoint(step))
+    model.load_state_dict(weights)
+    restore_optimizer(model, optimizer, state.tensors)
+    return state
+
+
+class HostCopies:
+    """Host memory that a checkpoint's tensors are copied to, so that training may change them while they are written.
+
+    It is used again for the next checkpoint: as much as the weights take, and the optimizer's state.
+    """
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[str, str], Tensor] = {}
+
+    def of(self, contents: Contents) -> Contents:
+        """The same contents in this memory. From a GPU they arrive when what its stream does until now is done."""
+        return replace(
+            contents,
+            tensors={
+                file: {name: self._copy((file, name), tensor.detach()) for name, tensor in tensors.items()}
+                for file, tensors in contents.tensors.items()
+            },
+        )
+
+    def _copy(self, key: tuple[str, str], tensor: Tensor) -> Tensor:
+        if key not in self.buffers:
+            self.buffers[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return self.buffers[key].copy_(tensor, non_blocking=tensor.is_cuda)

@@ -37,16 +37,40 @@ def _left(config: TrainConfig, progress: float) -> float:
 
 
 def checkpoint_steps(checkpoints: Checkpoints, n_steps: int) -> frozenset[int]:
-    """The steps from 0 to `n_steps` whose weights are kept: log-spaced, every so many and explicit ones, and both ends.
+    """The steps from 0 to `n_steps` whose weights are kept: the union of the schedules, and both ends.
 
-    Step s is the model after s updates, so step 0 is the model at initialisation.
+    Step s is the model after s updates, so step 0 is the model at initialisation. Those of `resume_steps` are kept too.
     """
     steps = {0, n_steps, *checkpoints.at}
     if checkpoints.per_doubling:
         steps |= log_spaced(checkpoints.per_doubling, n_steps)
+    if checkpoints.pythia:
+        steps |= log_spaced(1, min(512, n_steps)) | set(range(1000, n_steps + 1, 1000))
     if checkpoints.every:
         steps.update(range(0, n_steps + 1, checkpoints.every))
-    return frozenset(step for step in steps if step <= n_steps)
+    return frozenset(step for step in steps | piecewise(checkpoints.piecewise) if step <= n_steps)
+
+
+def resume_steps(checkpoints: Checkpoints, n_steps: int) -> frozenset[int]:
+    """The steps whose checkpoints hold the optimizer's state when they are written."""
+    return anchor_steps(checkpoints, n_steps) | {n_steps, *range(0, n_steps, checkpoints.resume_every)}
+
+
+def anchor_steps(checkpoints: Checkpoints, n_steps: int) -> frozenset[int]:
+    """The steps whose checkpoints hold it for good: i n_steps / anchors, rounded down, for i from 0."""
+    return frozenset(i * n_steps // checkpoints.anchors for i in range(checkpoints.anchors))
+
+
+def piecewise(pieces: Iterable[tuple[int, int]]) -> set[int]:
+    """Multiples of `every` up to and including `last`, for each piece (every, last) from where the one before ended.
+
+    Stanford CRFM's GPT-2s were kept at [[10, 100], [50, 2000], [100, 20000], [1000, 400000]] (Karamcheti et al. 2021).
+    """
+    steps, before = set(), 0
+    for every, last in pieces:
+        steps.update(range((before // every + 1) * every, last + 1, every))
+        before = last
+    return steps
 
 
 def log_spaced(per_doubling: int, n_steps: int) -> set[int]:

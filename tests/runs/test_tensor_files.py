@@ -59,7 +59,8 @@ def test_the_file_is_to_the_byte_what_the_safetensors_library_writes() -> None:
     draw = torch.Generator().manual_seed(0)
     kinds = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.float16, torch.bfloat16, torch.int32, torch.float32,
              torch.float64, torch.int64)  # fmt: skip
-    tensors = {f"{chr(97 + n % 7)}{n}": torch.randint(0, 2, (n % 4, n % 3 + 1), generator=draw).to(kinds[n % 10]) for n in range(40)}
+    values = [torch.randint(0, 2, (n % 4, n % 3 + 1), generator=draw).to(kinds[n % 10]) for n in range(40)]
+    tensors = {f"{'gfedcba'[n % 7]}{n}": value for n, value in enumerate(values)}
     for some in (TENSORS, tensors, {}, {"a": torch.tensor(1.5)}):
         expected = safetensors.torch.save(some, metadata={"format": "pt"})
         assert tensors_to_bytes(some) == expected

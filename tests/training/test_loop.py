@@ -27,7 +27,7 @@ TINY = TrainConfig(
     log_every=1,
     eval_every=100,
     threads=1,
-    checkpoints=Checkpoints(resume_every=5),
+    checkpoints=Checkpoints(resume_every=5, anchors=0),
 )
 
 

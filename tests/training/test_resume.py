@@ -32,7 +32,7 @@ CONFIG = TrainConfig(
     log_every=1,
     eval_every=10,
     threads=1,
-    checkpoints=Checkpoints(resume_every=6),
+    checkpoints=Checkpoints(resume_every=6, anchors=0),
 )
 WITH_DROPOUT = replace(CONFIG, model=replace(CONFIG.model, dropout=0.1))
 
