@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from interp_gpt2.config import SIZES as SIZES
     from interp_gpt2.config import GPT2Config as GPT2Config
     from interp_gpt2.errors import InterpGPT2Error as InterpGPT2Error
+    from interp_gpt2.hooks import Part as Part
     from interp_gpt2.model import GPT2 as GPT2
     from interp_gpt2.runs.run import Run as Run
     from interp_gpt2.sweeps import sweep as sweep
@@ -22,6 +23,7 @@ _HOME = {
     "GPT2": "interp_gpt2.model",
     "GPT2Config": "interp_gpt2.config",
     "InterpGPT2Error": "interp_gpt2.errors",
+    "Part": "interp_gpt2.hooks",
     "Run": "interp_gpt2.runs.run",
     "SIZES": "interp_gpt2.config",
     "sweep": "interp_gpt2.sweeps",

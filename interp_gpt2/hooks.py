@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from interp_gpt2.config import GPT2Config
-from interp_gpt2.errors import EditError, HookNameError
+from interp_gpt2.errors import EditError, HookNameError, ShapeError
 
 Names = str | tuple | list | Callable[[str], bool]
 Edits = Mapping[str | tuple, Callable]  # hook points, named in any of these ways, to functions (value, site) -> Tensor
-Keep = Callable[[Tensor], Tensor]
 
 _ATTN = ("q", "k", "v", "attn_scores", "pattern", "z", "result")
 _SPLIT_INPUTS = ("attn_in", "q_input", "k_input", "v_input")
@@ -214,10 +213,51 @@ class Site:
     positions: Tensor
 
 
+@dataclass(frozen=True)
+class Part:
+    """What is kept of each recorded activation: `run_with_cache(tokens, keep=Part(pos_slice=-1, dtype=torch.float16))`.
+
+    `pos_slice` picks tokens along the axis where the hook point has them, which is the query's for scores and pattern: an
+    int, a slice, or indices. An int keeps its axis, with length 1: axes keep their names. What is not kept is freed at
+    once. Raises ShapeError for a position that the pass does not have.
+    """
+
+    pos_slice: int | slice | Sequence[int] | Tensor | None = None
+    device: torch.device | str | None = None
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.pos_slice is None or isinstance(self.pos_slice, slice):
+            return
+        index = self.pos_slice.tolist() if isinstance(self.pos_slice, Tensor) else self.pos_slice
+        index = (index,) if isinstance(index, int) else index
+        if isinstance(index, str) or not isinstance(index, Sequence) or any(type(pos) is not int for pos in index):
+            raise ShapeError(f"pos_slice={self.pos_slice!r} is neither an int, a slice nor a list of positions")
+        object.__setattr__(self, "pos_slice", tuple(index))
+
+    def of(self, name: str, value: Tensor) -> Tensor:
+        """The part of the activation at hook point `name`."""
+        if self.pos_slice is not None:
+            axis = 2 if name.endswith(("attn_scores", "pattern")) else 1
+            value = value[(slice(None),) * axis + (self._index(name, value.shape[axis]),)]
+        return value.to(self.device, self.dtype)
+
+    def _index(self, name: str, n_pos: int) -> slice | list[int]:
+        if isinstance(self.pos_slice, slice):
+            return self.pos_slice
+        for pos in self.pos_slice:
+            if not -n_pos <= pos < n_pos:
+                raise ShapeError(f"pos_slice picks position {pos}, which {name!r} does not have; it has {n_pos}")
+        return list(self.pos_slice)
+
+
+Keep = Part | Callable[[Tensor], Tensor]
+
+
 class Hooks:
     """What to do at the hook points of one pass: edit, then record. Made by `GPT2.run_with_cache`.
 
-    `keep`, if given, is applied to each recorded value (a position slice, a dtype, a device); what it drops is freed.
+    `keep`, a Part or a function, is applied to each recorded value; what it drops is freed.
     """
 
     __slots__ = ("_scopes", "cache", "edits", "keep", "positions", "prefix", "record")
@@ -277,8 +317,11 @@ class Hooks:
             value = self._edited(name, value)
             value = value if then is None else then(value)
         if name in self.record:
-            self.cache[name] = value if self.keep is None else _own(self.keep(value))
+            self.cache[name] = value if self.keep is None else _own(self._kept(name, value))
         return value
+
+    def _kept(self, name: str, value: Tensor) -> Tensor:
+        return self.keep.of(name, value) if isinstance(self.keep, Part) else self.keep(value)
 
     def _edited(self, name: str, value: Tensor) -> Tensor:
         parts = name.split(".")

@@ -289,7 +289,7 @@ class GPT2(Shortcuts, nn.Module):
 
         `names`: None for TransformerLens's default set; else a name, glob, short tuple such as ("pattern", 3), function
         or list of these. `edits`: what `run_with_edits` takes; a value is edited first and recorded afterwards.
-        `keep` is applied to each recorded value, e.g. `lambda a: a[:, -1].half().cpu()`.
+        `keep`: a Part, e.g. `Part(pos_slice=-1, dtype=torch.float16, device="cpu")`, or a function of the value.
         Raises HookNameError for names that match nothing, EditError for edits that break a shape.
         """
         hooks = Hooks(resolve(names, self.config), resolve_edits(edits or {}, self.config), keep)

@@ -8,8 +8,8 @@ import torch
 import torch._dynamo.testing
 
 from interp_gpt2.config import SIZES, GPT2Config
-from interp_gpt2.errors import ConfigError, ContextLengthError, EditError, HookNameError, TokenError
-from interp_gpt2.hooks import Hooks, hook_point_names, resolve_edits
+from interp_gpt2.errors import ConfigError, ContextLengthError, EditError, HookNameError, ShapeError, TokenError
+from interp_gpt2.hooks import Hooks, Part, hook_point_names, resolve_edits
 from interp_gpt2.model import GPT2, KVCache
 
 SHAPES = {
@@ -148,6 +148,25 @@ def test_recorded_by_default_is_transformer_lenss_default_set(model, tokens):
     _, cache = model.run_with_cache(tokens)
     assert len(cache) == 40  # counted in TransformerLens 3.9 for two layers
     assert "result" not in {name.split(".")[-1] for name in cache}
+
+
+@pytest.mark.parametrize("pos_slice", [-1, 3, slice(2, 9, 3), [0, -2], torch.tensor([4, 1])])
+def test_a_part_is_of_the_tokens_at_every_hook_point(model, tokens, pos_slice):
+    names = list(model.hook_points())
+    _, whole = model.run_with_cache(tokens, names)
+    _, kept = model.run_with_cache(tokens, names, keep=Part(pos_slice, dtype=torch.float64))
+    picked = torch.arange(tokens.shape[1])[[pos_slice] if isinstance(pos_slice, int) else pos_slice]
+    for name, value in whole.items():
+        by_query = name.endswith(("attn_scores", "pattern"))
+        expected = value[:, :, picked] if by_query else value[:, picked]
+        assert torch.equal(kept[name], expected.double()), name
+        assert kept[name].untyped_storage().nbytes() == expected.numel() * 8
+
+
+@pytest.mark.parametrize("pos_slice", [12, -13, [0, 40], 1.5, "last", [[0]], [True]])
+def test_a_part_that_is_not_there_is_refused(model, tokens, pos_slice):
+    with pytest.raises(ShapeError, match="pos_slice"):
+        model.run_with_cache(tokens, keep=Part(pos_slice))
 
 
 def test_keep_processes_what_is_kept_and_frees_the_rest(model, tokens):
