@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.model import GPT2
@@ -59,6 +61,23 @@ def random_gpt2(config: GPT2Config, seed: int = 0) -> GPT2:
 @pytest.fixture
 def make_gpt2() -> Callable[..., GPT2]:
     return random_gpt2
+
+
+class LargestMade(TorchDispatchMode):
+    """The most bytes of any one tensor made inside the block; views count as what they are views of."""
+
+    n_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)]
+        self.n_bytes = max(self.n_bytes, *(tensor.untyped_storage().nbytes() for tensor in made), 0)
+        return out
+
+
+@pytest.fixture
+def largest_made() -> type[LargestMade]:
+    return LargestMade
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from interp_gpt2 import cache as native
-from interp_gpt2.analysis import logit_attribution, residual
+from interp_gpt2.analysis import logit_attribution, projection, residual
 from interp_gpt2.analysis.residual import ResidualStack
 from interp_gpt2.errors import AnalysisError, HookNameError
 from interp_gpt2.hooks import canonical
@@ -158,12 +159,16 @@ class ActivationCache:
         project_output_onto: Tensor | None = None,
     ) -> Tensor:
         """What neurons of one layer add, (batch, pos, neuron, d_model), or its products with directions (d_model, ...)."""
-        neurons, pos = as_slice(neuron_slice), as_slice(pos_slice)
-        found = residual.get_neuron_results(self._gpt2, self._native(), layer, neurons.index, pos.index)
+        neurons, pos, where = as_slice(neuron_slice), as_slice(pos_slice), (self._gpt2, self._native())
+        if project_output_onto is None:
+            found = residual.get_neuron_results(*where, layer, neurons.index, pos.index)
+        else:
+            onto = self._onto(project_output_onto)
+            found = projection.project_neurons(*where, onto, layer, neurons.index, pos.index).permute(1, 2, 0, 3)
+            found = found[..., 0] if project_output_onto.ndim == 1 else found
         found = found.squeeze(2) if neurons.mode == "int" else found
         found = found.squeeze(1) if pos.mode == "int" else found
-        found = found if self.has_batch_dim else found[0]
-        return found if project_output_onto is None else found @ project_output_onto
+        return found if self.has_batch_dim else found[0]
 
     def stack_neuron_results(
         self,
@@ -176,10 +181,14 @@ class ActivationCache:
         project_output_onto: Tensor | None = None,
     ) -> Stack:
         """What neurons before `layer` add, "L0N0", "L0N1", ..., and with `incl_remainder` the rest of the stream."""
-        layer, pos, neurons = self._layer(layer), as_slice(pos_slice), as_slice(neuron_slice).index
-        stack = residual.stack_neuron_results(self._gpt2, self._native(), layer, neurons, pos.index, incl_remainder)
-        shaped = self._shaped(stack, pos, layer if apply_ln else None, False, return_labels)
-        return _projected(shaped, project_output_onto)
+        layer, pos = self._layer(layer), as_slice(pos_slice)
+        chosen, where = (as_slice(neuron_slice).index, pos.index, incl_remainder), (self._gpt2, self._native())
+        if project_output_onto is None:
+            stack = residual.stack_neuron_results(*where, layer, *chosen)
+            return self._shaped(stack, pos, layer if apply_ln else None, False, return_labels)
+        onto = self._onto(project_output_onto, layer if apply_ln else None, False, pos)
+        stack = projection.project_neuron_stack(*where, onto, layer, *chosen)
+        return self._shaped(_of_given(project_output_onto, stack), pos, return_labels=return_labels)
 
     def get_full_resid_decomposition(
         self,
@@ -193,9 +202,13 @@ class ActivationCache:
     ) -> Stack:
         """Heads, neurons (or MLPs), embeddings and biases: everything the stream before `layer` is the sum of."""
         layer, pos = self._layer(layer), as_slice(pos_slice)
-        stack = residual.get_full_resid_decomposition(self._gpt2, self._native(), layer, mlp_input, expand_neurons, pos.index)
-        shaped = self._shaped(stack, pos, layer if apply_ln else None, mlp_input, return_labels)
-        return _projected(shaped, project_output_onto)
+        chosen, where = (layer, mlp_input, expand_neurons, pos.index), (self._gpt2, self._native())
+        if project_output_onto is None:
+            stack = residual.get_full_resid_decomposition(*where, *chosen)
+            return self._shaped(stack, pos, layer if apply_ln else None, mlp_input, return_labels)
+        onto = self._onto(project_output_onto, layer if apply_ln else None, mlp_input, pos)
+        stack = projection.project_full_decomposition(*where, onto, *chosen)
+        return self._shaped(_of_given(project_output_onto, stack), pos, return_labels=return_labels)
 
     # Layer norm and logits -------------------------------------------------------------------------------------------
 
@@ -266,6 +279,15 @@ class ActivationCache:
         values = values if self.has_batch_dim else values.squeeze(1)
         return (values, list(stack.labels)) if return_labels else values
 
+    def _onto(
+        self, directions: Tensor, ln_of: int | None = None, mlp_input: bool = False, pos: Slice | None = None
+    ) -> projection.Directions:
+        """Directions (d_model,) or (d_model, out) in the stream, or behind the layer norm of a layer."""
+        directions = directions[:, None] if directions.ndim == 1 else directions
+        if ln_of is None:
+            return projection.Directions(directions)
+        return projection.behind_layer_norm(self._gpt2, self._native(), directions, ln_of, mlp_input, pos.index)
+
     def _with_stack(
         self, values: Tensor, pos: Slice, batch: Slice, has_batch_dim: bool
     ) -> tuple["ActivationCache", ResidualStack]:
@@ -296,7 +318,6 @@ class MissingActivationError(HookNameError, KeyError):
     __str__ = HookNameError.__str__
 
 
-def _projected(stack: Stack, directions: Tensor | None) -> Stack:
-    if directions is None:
-        return stack
-    return (stack[0] @ directions, stack[1]) if isinstance(stack, tuple) else stack @ directions
+def _of_given(directions: Tensor, products: ResidualStack) -> ResidualStack:
+    """Without the axis of directions, if one was given as (d_model,)."""
+    return products if directions.ndim > 1 else replace(products, values=products.values[..., 0])

@@ -51,7 +51,7 @@ class HookedTransformerKeyValueCache:
         """Logits of tokens that continue those seen; `attention_mask` is of these tokens alone. Raises as `model` does."""
         n_held = len(self.previous_attention_mask)
         if len(tokens) != n_held:
-            raise TokenError(f"past_kv_cache holds {n_held} sequences, and {len(tokens)} are given; pass batch_size to init_cache")
+            raise TokenError(f"past_kv_cache holds {n_held} sequences, {len(tokens)} are given; pass batch_size to init_cache")
         new = torch.ones_like(tokens) if attention_mask is None else attention_mask
         mask = torch.cat([self.previous_attention_mask.to(tokens.device), new.long()], 1)
         past = _copy(self.past) if self.frozen else self.past

@@ -80,6 +80,28 @@ def test_neurons_and_projections(pair, pos):
     pair.both(code)
 
 
+@torch.no_grad()
+def test_projections_and_positions_spare_the_stack_they_are_of(pair, largest_made):
+    model = pair.ours.model
+    cache, onto = cached(model), model.W_U[:, :2].clone()
+    largest_known = max(tensor.untyped_storage().nbytes() for tensor in (*cache.values(), *model.model.parameters()))
+    n_parts = len(cache.get_full_resid_decomposition(pos_slice=-1))
+    n_positions = cache["embed"][..., 0].numel()
+    whole = n_parts * n_positions * model.cfg.d_model * onto.element_size()
+    for code, size in (
+        (lambda: cache.get_full_resid_decomposition(project_output_onto=onto, apply_ln=True), whole * 2 / model.cfg.d_model),
+        (lambda: cache.stack_neuron_results(-1, project_output_onto=onto), whole * 2 / model.cfg.d_model),
+        (lambda: cache.get_neuron_results(1, project_output_onto=onto), whole * 2 / model.cfg.d_model),
+        (lambda: cache.get_full_resid_decomposition(pos_slice=-1), whole / n_positions * len(TEXTS)),
+    ):
+        with largest_made() as made:
+            code()
+        assert made.n_bytes <= max(size, largest_known) < whole / 4
+    with largest_made() as made:
+        cache.get_full_resid_decomposition()
+    assert made.n_bytes == whole
+
+
 def test_layer_norm_on_stacks_that_are_given(any_pair):
     def code(lens, model):
         cache = cached(model)

@@ -138,7 +138,7 @@ def test_a_cache_that_does_not_fit_is_refused_and_stays(pair):
     cache = HookedTransformerKeyValueCache.init_cache(model.cfg, "cpu")
     assert cache[0].past_keys.shape == (1, 0, model.cfg.n_heads, model.cfg.d_head)
     model(tokens, past_kv_cache=cache)
-    with pytest.raises(TokenError, match="holds 1 sequences, and 2 are given"):
+    with pytest.raises(TokenError, match="holds 1 sequences, 2 are given"):
         model(tokens.expand(2, -1), past_kv_cache=cache)
     with pytest.raises(TokenError, match="token 10000"):
         model(torch.full((1, 2), 10_000), past_kv_cache=cache)
