@@ -148,7 +148,7 @@ def python_docs(cache: Path | None = None) -> Corpus:
         from pydoc_data.topics import topics
     except ImportError:
         topics = {}
-    documents = [Document(f"topics/{name}", _closed(text)) for name, text in sorted(topics.items())]
+    documents = [Document(f"topics/{name}", closed(text)) for name, text in sorted(topics.items())]
     docstrings = _cached_docstrings(cache or user_cache_dir())
     if not documents and not docstrings:
         raise DataError(
@@ -203,7 +203,7 @@ def docstrings(library: Path) -> Iterator[Document]:
         new = [text for text in dict.fromkeys(found) if text and text not in seen]
         seen.update(new)
         if new:
-            yield Document(f"docstrings/{name.as_posix()}", _closed("\n\n".join(new)))
+            yield Document(f"docstrings/{name.as_posix()}", closed("\n\n".join(new)))
 
 
 def _documented(node: ast.AST) -> Iterator[ast.AST]:
@@ -240,11 +240,11 @@ def text_file(path: Path) -> Corpus:
 
     Line ends become \\n. Raises DataError for a file that is empty, or not UTF-8 text.
     """
-    text = _read_text(path)
+    text = read_text(path)
     parts = [part.strip("\n") for part in text.split(SEPARATOR)]
     if len(parts) == 1:
         return Corpus(path.name, (Document(path.name, text),))
-    documents = (Document(f"{path.name}#{i}", _closed(part)) for i, part in enumerate(parts) if part.strip())
+    documents = (Document(f"{path.name}#{i}", closed(part)) for i, part in enumerate(parts) if part.strip())
     return Corpus(path.name, _not_none(tuple(documents), path))
 
 
@@ -259,7 +259,7 @@ def text_folder(path: Path) -> Corpus:
         if not file.is_file() or any(part.startswith(".") for part in name.parts):
             continue
         try:
-            documents.append(Document(name.as_posix(), _closed(_read_text(file))))
+            documents.append(Document(name.as_posix(), closed(read_text(file))))
         except DataError:
             left_out.append(name.as_posix())
     listed = ", ".join(left_out[:5])[:300] + (", ..." if len(left_out) > 5 else "")
@@ -273,7 +273,8 @@ def _not_none(documents: tuple[Document, ...], path: Path) -> tuple[Document, ..
     return documents
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, line ends as \\n. Raises DataError for one that is empty or is no such text."""
     try:
         content = path.read_bytes()
         text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -290,7 +291,7 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _closed(text: str) -> str:
+def closed(text: str) -> str:
     """A document ends in a blank line, so that the next one does not run on from it."""
     return text.strip("\n") + "\n\n"
 

@@ -12,7 +12,7 @@ from interp_gpt2.data.ngrams import NGramModel
 from interp_gpt2.data.source import MarkovSource, RepeatedSource, load_source, open_source, tokenized
 from interp_gpt2.data.synthetic import bayes_bigram, losses_of
 from interp_gpt2.errors import DataError, TokenizerError
-from interp_gpt2.tokenizers import ByteTokenizer, CharTokenizer, load_tokenizer
+from interp_gpt2.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, load_tokenizer
 
 TEXT = "".join(f"Paragraph {i} says that {i} is {'even' if i % 2 == 0 else 'odd'}.\n\n" for i in range(400))
 
@@ -128,18 +128,12 @@ def test_text_references_are_ngram_losses_on_the_validation_windows(source):
 
 
 def test_whole_documents_end_with_the_end_of_text_token_where_the_tokenizer_has_one(tmp_path):
-    class WithEnd(ByteTokenizer):
-        d_vocab, eos_token_id = 257, 256
-
-        def token_bytes(self, token: int) -> bytes:
-            return b"" if token == 256 else bytes([token])
-
     documents = tuple(Document(f"d{i}", f"Document {i}.\n\n") for i in range(200))
-    source = tokenized(Corpus("many", documents), WithEnd(), tmp_path)
+    source = tokenized(Corpus("many", documents), BPETokenizer([]), tmp_path)
     parts = source.train.documents + source.validation_documents()
     assert len(parts) == 200
     assert all((part == 256).nonzero().tolist() == [[len(part) - 1]] for part in parts)
-    assert {source.tokenizer.decode(part) for part in parts} == {document.text for document in documents}
+    assert {source.tokenizer.decode(part[:-1]) for part in parts} == {document.text for document in documents}
 
 
 def test_gpt2_tokens_of_a_cut_text_are_those_of_the_uncut_text(shared_data, text_path, tmp_path, monkeypatch):
