@@ -18,6 +18,7 @@ ROOMS = [
 
 # Conveniences that face upward: one line each, importing inside the method. (file, what it imports)
 UPWARD: set[tuple[str, str]] = {
+    ("runs/run.py", "training"),
     ("shortcuts.py", "runs"),
     ("shortcuts.py", "generation"),
     ("shortcuts.py", "weights"),

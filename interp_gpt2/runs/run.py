@@ -100,6 +100,12 @@ class Run:
         """
         return model_of_state(*load_weights(self.checkpoint(step)))
 
+    def recompute(self, step: int, anyway: bool = False) -> "GPT2":
+        """The model at any step, stored or not, bit for bit: see training.recompute. `anyway` on another machine too."""
+        from interp_gpt2.training.recompute import recompute
+
+        return recompute(self, step, anyway)
+
     @property
     def config(self) -> GPT2Config:
         """The model's shape, from the last checkpoint."""

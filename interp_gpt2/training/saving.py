@@ -5,7 +5,6 @@ forces it to disk. A checkpoint is told of (`Saved`) only when it is there, whol
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -18,13 +17,14 @@ from interp_gpt2.errors import CheckpointWriteError, InterpGPT2Error
 from interp_gpt2.model import GPT2
 from interp_gpt2.runs.checkpoint import Contents, ResumeState, contents_of, load_resume, load_weights, write_checkpoint
 from interp_gpt2.runs.durable import sync_file, write_errors_named
-from interp_gpt2.runs.metrics import METRICS, truncate_metrics
+from interp_gpt2.runs.metrics import LOGS, truncate_metrics
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.writing import keep_resumable, rewind, rewrite_settings
 from interp_gpt2.training.config import TrainConfig
 from interp_gpt2.training.events import Notice, Progress, Saved
+from interp_gpt2.training.guard import Guard
 from interp_gpt2.training.machine import Machine
-from interp_gpt2.training.optimizer import optimizer_tensors, restore_optimizer
+from interp_gpt2.training.optimizer import AnyOptimizer, optimizer_tensors, restore_optimizer
 from interp_gpt2.training.record import check_resumable, differences
 from interp_gpt2.training.schedule import anchor_steps, checkpoint_steps, resume_steps
 from interp_gpt2.training.signals import Interrupted
@@ -46,13 +46,15 @@ class Saver:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future[Saved] | None = None
 
-    def save(self, step: int, model: GPT2, optimizer: torch.optim.Optimizer, resumable: bool) -> None:
+    def save(self, step: int, model: GPT2, optimizer: AnyOptimizer, resumable: bool, guard: Guard | None = None) -> None:
         """Copy the state and begin to write the checkpoint of `step`, once the one before is on disk."""
         self.settle()
         tokens = step * self.config.tokens_per_step
         resume = None
         if resumable:
             trainer = {"step": step, "tokens": tokens, "fingerprint": self.machine.fingerprint()}
+            if guard is not None:
+                trainer["guard"] = guard.state()
             resume = ResumeState(optimizer_tensors(model, optimizer), trainer)
         contents = contents_of(step, model.state_dict(), self.config.model, tokens, self.source.tokenizer, resume)
         copied = self.copies.of(contents)
@@ -91,10 +93,11 @@ class Saver:
     def _write(self, contents: Contents, resumable: bool, arrived: torch.cuda.Event | None) -> Saved:
         if arrived is not None:
             arrived.synchronize()
-        metrics = self.run.path / METRICS
         # The rows up to a checkpoint are on disk before it: after a power cut none is missing where training goes on.
-        with write_errors_named(metrics, 0) if resumable and metrics.exists() else nullcontext():
-            sync_file(metrics)
+        for log in (self.run.path / name for name in LOGS if resumable):
+            if log.exists():
+                with write_errors_named(log, 0):
+                    sync_file(log)
         path = write_checkpoint(self.run.path, contents)
         if resumable:
             keep_resumable(self.run, self.anchors)
@@ -102,44 +105,46 @@ class Saver:
 
     # Resuming ----------------------------------------------------------------------------------------------------------
 
-    def restore(self, model: GPT2, optimizer: torch.optim.Optimizer) -> int:
+    def restore(self, model: GPT2, optimizer: AnyOptimizer, guard: Guard | None = None) -> int:
         """Go back to the newest checkpoint that is whole and resumable; what came after it is deleted. Returns its step."""
         run, settings = self.run, self.run.settings
         check_resumable(settings, self.config, self.source)
-        if not run.steps:  # stopped before the first checkpoint
-            truncate_metrics(run.path, -1)
-            return 0
-        found = run.newest_verified_step(resumable=True)
-        for step, reason in found.skipped:
-            self.progress(Notice(f"step {step} cannot be resumed from: {reason}"))
-        state = restored(run, found.step, model, optimizer)
         n_steps = settings["config"]["n_steps"]
-        self.say_what_changed(state.trainer["fingerprint"], n_steps)
-        rewound = rewind(run, found.step)
-        if rewound.removed:
-            self.progress(Notice(f"resuming at step {found.step}; {len(rewound.removed)} later checkpoints are made again"))
-        resumed = {"step": found.step, "n_steps_before": n_steps, "fingerprint": self.machine.fingerprint()}
+        if run.steps:
+            found = run.newest_verified_step(resumable=True)
+            for step, reason in found.skipped:
+                self.progress(Notice(f"step {step} cannot be resumed from: {reason}"))
+            state = restored(run, found.step, model, optimizer, guard)
+            self.say_what_changed(state.trainer["fingerprint"], n_steps)
+            rewound = rewind(run, found.step)
+            if rewound.removed:
+                self.progress(Notice(f"resuming at step {found.step}; {len(rewound.removed)} later checkpoints are made again"))
+        else:  # stopped before the first checkpoint
+            truncate_metrics(run.path, -1)
+        start = found.step if run.steps else 0
+        resumed = {"step": start, "n_steps_before": n_steps, "fingerprint": self.machine.fingerprint()}
         config = self.config.to_dict()
         rewrite_settings(run, {**settings, "config": config, "resumed": [*settings.get("resumed", []), resumed]})
-        return found.step
+        return start
 
     def say_what_changed(self, fingerprint: dict[str, Any], n_steps: int) -> None:
         """Notices for what makes this run another than the one that would have gone on uninterrupted."""
         if changes := differences(fingerprint, self.machine.fingerprint()):
             listed = ", ".join(f"{name} {was!r}, now {is_!r}" for name, was, is_ in changes)
             self.progress(Notice(f"not bit for bit what the uninterrupted run would be: {listed}"))
-        if n_steps != self.config.n_steps and self.config.schedule == "cosine":
-            self.progress(
-                Notice(f"n_steps was {n_steps}: the learning rate goes on along the cosine of {self.config.n_steps} steps")
-            )
+        if n_steps != self.config.n_steps and self.config.schedule != "constant":
+            along = f"the {self.config.schedule} of {self.config.n_steps} steps"
+            self.progress(Notice(f"n_steps was {n_steps}: the learning rate goes on along {along}"))
 
 
-def restored(run: Run, step: int, model: GPT2, optimizer: torch.optim.Optimizer) -> ResumeState:
+def restored(run: Run, step: int, model: GPT2, optimizer: AnyOptimizer, guard: Guard | None = None) -> ResumeState:
     """Put a checkpoint's weights and optimizer state into `model` and `optimizer`. Raises CheckpointError if they do not fit."""
     _, weights = load_weights(run.checkpoint(step))
     state = load_resume(run.checkpoint(step))
     model.load_state_dict(weights)
     restore_optimizer(model, optimizer, state.tensors)
+    if guard is not None:
+        guard.restore(state.trainer["guard"])
     return state
 
 
