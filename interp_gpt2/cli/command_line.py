@@ -15,6 +15,7 @@ from interp_gpt2.training.signals import Interrupted
 # name: what it does. The class that does it is the only one of its module with a `run` of its own.
 COMMANDS = {
     "demo": "train two small models, watch circuits form, write two reports",
+    "data": "tokenize a corpus for training: TinyStories, FineWeb-Edu, your own",
     "train": "train a GPT-2, on a recipe or on your own text",
     "report": "everything about a run, as one self-contained HTML page",
     "runs": "the runs in a folder, with their last losses",

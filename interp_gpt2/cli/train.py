@@ -32,7 +32,8 @@ class Train:
     recipe: Annotated[tyro.conf.Positional[str | None], option("RECIPE")] = None
     """What to train."""
     data: Annotated[str | None, option("DATA")] = None
-    """A text file, a folder of them, or python-docs, tiny-shakespeare, markov, repeated-random."""
+    """A text file, a folder of them, a directory of `interp-gpt2 data prepare`, or python-docs, tiny-shakespeare, tinystories,
+    fineweb-edu, markov, repeated-random."""
     out: Annotated[Path | None, option("DIR")] = None
     """The run's directory; checkpoints/<recipe, or the data's name> unless given."""
     resume: bool = False
@@ -44,7 +45,7 @@ class Train:
     seed: Annotated[int | None, option("N")] = None
     """Of the weights and the order of the data."""
     tokenizer: Annotated[Literal["char", "byte", "gpt2"] | None, option("{char,byte,gpt2}")] = None
-    """Characters, bytes, or GPT-2's byte pairs."""
+    """Characters, bytes, or GPT-2's byte pairs; prepared data has its own."""
     n_layers: Annotated[int | None, option("N")] = None
     """Blocks."""
     n_heads: Annotated[int | None, option("N")] = None
@@ -99,6 +100,10 @@ class Train:
         if shape.keys() & {"d_model", "n_heads"}:
             kept = {name: value for name, value in kept.items() if name not in ("d_head", "d_mlp")}
         fields = self._given("data", "tokenizer", "seed", "batch_size", "lr", "eval_every", "precision", "device", "threads")
+        if self.data is not None and self.tokenizer is None and (Path(self.data).expanduser() / "prepared.json").is_file():
+            from interp_gpt2.data.prepared import read_record
+
+            fields["tokenizer"] = read_record(Path(self.data).expanduser()).tokenizer["kind"]
         if self.steps is not None:
             fields["n_steps"] = self.steps
         if self.checkpoint_every is not None:

@@ -152,8 +152,8 @@ class FileReader:
     def how_held_out(self) -> str:
         if self.validation.first:
             return f"the first {self.validation.first:,} documents"
-        what = "end of each text" if all(self._long) else "documents, by the hash of their text"
-        return f"{self.validation.share:.3g} of the text: the {what}"
+        what = "each text, its end" if all(self._long) else "the documents, by the hash of their text"
+        return f"{self.validation.share:.3g} of {what}"
 
     def identity(self) -> dict[str, Any]:
         files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.paths]

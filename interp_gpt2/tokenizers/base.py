@@ -67,6 +67,11 @@ class Tokenizer(ABC):
         return [visible(self.token_bytes(token)) for token in range(self.d_vocab)]
 
     @cached_property
+    def token_lengths(self) -> Int[np.ndarray, " d_vocab"]:
+        """How many bytes each token stands for."""
+        return np.array([len(self.token_bytes(token)) for token in range(self.d_vocab)])
+
+    @cached_property
     def sha256(self) -> str:
         """Hash of the kind and of what every token stands for: equal exactly when two tokenizers are the same."""
         digest = hashlib.sha256(self.kind.encode())
