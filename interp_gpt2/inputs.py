@@ -10,7 +10,6 @@ from torch import Tensor
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import ContextLengthError, TokenError
 
-
 _TRUSTED: ContextVar[bool] = ContextVar("trusted tokens", default=False)
 
 

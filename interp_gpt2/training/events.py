@@ -7,17 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp_gpt2.training.disk import DiskNeeded
+    from interp_gpt2.training.flops import MeasuredMatmul
 
 
 @dataclass(frozen=True)
 class Started:
-    """Training goes on from `step` of `n_steps`; a step is one update of the weights. `disk` is what its checkpoints need."""
+    """Training goes on from `step` of `n_steps`; a step is one update of the weights.
+
+    `disk` is what its checkpoints need, `micro_batch` how many sequences are computed at once (None: all of a batch),
+    `matmul` the speed that the rows' `mfu_causal` is held against.
+    """
 
     step: int
     n_steps: int
     n_params: int
     tokens_per_step: int
     disk: "DiskNeeded | None" = None
+    micro_batch: int | None = None
+    matmul: "MeasuredMatmul | None" = None
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,15 @@ class Logged:
     @property
     def step(self) -> int:
         return self.row["step"]
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """An online analysis is done, its rows are in online.jsonl; it took `seconds`."""
+
+    step: int
+    analysis: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -49,13 +65,14 @@ class Notice:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last step is done, its checkpoint on disk. `seconds` are those of this call."""
+    """The last step is done, its checkpoint on disk. `seconds` are those of this call, also those of online analyses."""
 
     step: int
     seconds: float
+    online_seconds: float = 0.0
 
 
-Event = Started | Logged | Saved | Notice | Finished
+Event = Started | Logged | Analysed | Saved | Notice | Finished
 Progress = Callable[[Event], None]
 
 

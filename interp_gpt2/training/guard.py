@@ -19,6 +19,7 @@ class Guard:
 
     def __init__(self, z: float, window: int, device: torch.device) -> None:
         self.z, self.seen = z, 0
+        self.unlogged: list[int] = []  # numbers of updates found to be spikes since the last row of metrics
         self.last = torch.zeros(2, window, device=device)  # a ring: update number n is in column n % window
 
     def judge(self, measured: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: float32 values are exact as JSON numbers."""
-        return {"seen": self.seen, "last": self.last.tolist()}
+        return {"seen": self.seen, "last": self.last.tolist(), "unlogged": list(self.unlogged)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`. Raises CheckpointError if it is of another window."""
@@ -42,4 +43,4 @@ class Guard:
         if last.shape != self.last.shape:
             raise CheckpointError(f"the guard's state is {tuple(last.shape)}, not {tuple(self.last.shape)} as guard_window says")
         self.last.copy_(last)
-        self.seen = state["seen"]
+        self.seen, self.unlogged = state["seen"], list(state["unlogged"])

@@ -23,14 +23,30 @@ from interp_gpt2.training.machine import Machine
 MEASURED = ("tokens_per_s", "mfu_palm", "mfu_causal", "peak_memory_bytes", "data_share")
 
 
+def flops_facts(config: TrainConfig, machine: Machine) -> dict[str, Any]:
+    """For run.json: operations per token, and the speeds that a utilisation holds them against."""
+    matmul = measured_matmul(machine.device, machine.precision, machine.threads)
+    return {
+        "palm_per_token": palm_flops_per_token(config.model),
+        "causal_per_token": causal_flops_per_token(config.model),
+        "datasheet_per_s": datasheet_flops(device_name(machine.device), machine.precision),
+        "measured_matmul_per_s": matmul.flops_per_s,
+        "measured_matmul_size": matmul.size,
+        "measuring_seconds": matmul.seconds,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+
+
 class Meter:
     """A stopwatch for steps; what is neither reading data nor computing updates is left out of it."""
 
     def __init__(self, config: TrainConfig, machine: Machine) -> None:
         self.config, self.device = config, machine.device
         self.matmul: MeasuredMatmul = measured_matmul(machine.device, machine.precision, machine.threads)
-        name = torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else platform.processor()
-        self.datasheet = datasheet_flops(name, machine.precision)
+        self.datasheet = datasheet_flops(device_name(machine.device), machine.precision)
         self.restart(0)
 
     def restart(self, step: int) -> None:

@@ -1,6 +1,7 @@
 """One update of the weights: a pure function of the config and the step, which never waits for the device."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from interp_gpt2.model import GPT2
 from interp_gpt2.training.config import TrainConfig
 from interp_gpt2.training.guard import Guard
 from interp_gpt2.training.machine import Machine
-from interp_gpt2.training.optimizer import AnyOptimizer, skip_where
+from interp_gpt2.training.optimizer import AnyOptimizer, make_optimizer, skip_where
 from interp_gpt2.training.schedule import learning_rate
 from interp_gpt2.training.speed import Meter
 
@@ -113,6 +114,16 @@ class Updates:
         finally:
             self.optimizer.zero_grad()
             del moments
+
+
+def new_updates(config: TrainConfig, source: Source, machine: Machine) -> Updates:
+    """Those of a model at its initialisation, with the micro-batch found if it is "auto". Raises ConfigError if nothing fits."""
+    model = GPT2(config.model, seed=config.seed, device=machine.device)
+    updates = Updates(model, make_optimizer(model, config), config, source, machine, Meter(config, machine))
+    if config.micro_batch == "auto":
+        found = largest_micro_batch(updates.try_micro_batch, config.batch_size)
+        updates.machine = replace(machine, micro_batch=found if found < config.batch_size else None)
+    return updates
 
 
 def largest_micro_batch(attempt: Callable[[int], None], batch_size: int) -> int:

@@ -1,5 +1,7 @@
 """The validation loss: deterministic, over the whole held-out split."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -31,3 +33,23 @@ def validation_loss(model: GPT2, source: Source) -> float:
         n += losses.numel()
     model.train(was_training)
     return total.item() / n
+
+
+def bits_per_byte(val_loss: float, source: Source, n_ctx: int) -> dict[str, float]:
+    """`val_loss` as {"val_bits_per_byte": ...}, which models with different tokenizers share; {} where there is no text.
+
+    Nats per token / ln 2 / bytes per token, the latter counted over the very tokens that the loss is a mean over. The token
+    that ends a text is a prediction and no bytes.
+    """
+    if not source.validation_documents():
+        return {}
+    tokenizer, scored = source.tokenizer, source.scored_positions(n_ctx)
+    lengths = torch.tensor([len(tokenizer.token_bytes(token)) for token in range(tokenizer.d_vocab)])
+    if tokenizer.eos_token_id is not None:
+        lengths[tokenizer.eos_token_id] = 0
+    n_bytes = n = 0
+    for tokens in source.validation(n_ctx, max(1, TOKENS_AT_ONCE // n_ctx)):
+        targets = tokens[:, 1:][:, scored.start : scored.stop : scored.step]
+        n_bytes += int(lengths[targets].sum())
+        n += targets.numel()
+    return {"val_bits_per_byte": val_loss / math.log(2) * n / n_bytes}

@@ -21,6 +21,7 @@ from interp_gpt2.training.events import Event, Logged, Notice, Saved, silent
 from interp_gpt2.training.loop import train
 from interp_gpt2.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from interp_gpt2.training.signals import Interrupted, stop_requests
+from interp_gpt2.training.speed import MEASURED
 
 CONFIG = TrainConfig(
     data="repeated-random",
@@ -56,7 +57,7 @@ def end_of(run: Run) -> tuple[dict[str, str], list[dict]]:
     """Hashes of the last weights and optimizer state, and every row of metrics without its speed; floats to the bit."""
     entries = read_manifest(run.checkpoint(20)).files
     hashes = {name: entries[name].sha256 for name in ("model.safetensors", OPTIMIZER)}
-    rows = [{name: float(value).hex() for name, value in row.items() if name != "tokens_per_s"} for row in run.metrics()]
+    rows = [{name: float(value).hex() for name, value in row.items() if name not in MEASURED} for row in run.metrics()]
     return hashes, rows
 
 
