@@ -78,8 +78,8 @@ class HookedTransformer(Sampling, Text, HookedRoot):
         self.embed, self.pos_embed = parts.Embed(self, "embed"), parts.PosEmbed(self, "pos_embed")
         self.blocks, self.unembed = parts.Blocks(self), parts.Unembed(self, "unembed")
         self.hook_embed, self.hook_pos_embed = self.hook_dict["hook_embed"], self.hook_dict["hook_pos_embed"]
-        if model.config.layer_norm:  # an attribute, not a registered module: protocols look for attributes
-            object.__setattr__(self, "ln_final", parts.Norm(self, "ln_final"))
+        # An attribute, not a registered module: protocols look for attributes.
+        object.__setattr__(self, "ln_final", parts.Norm(self, "ln_final"))
         self.train(model.training)
         self._note_device()
         if tokenizer is not None:

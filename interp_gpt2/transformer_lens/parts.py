@@ -65,7 +65,10 @@ class PosEmbed(Part):
 
 
 class Norm(Part, nn.Module):
-    """A layer norm: its gain `w` and bias `b`. A module, as TransformerLens's tools ask, with no parameters of its own."""
+    """A layer norm: its gain `w` and bias `b`; in a model without them, nothing but a call that changes nothing.
+
+    A module, as TransformerLens's tools ask, with no parameters of its own.
+    """
 
     __setattr__ = object.__setattr__  # the model it looks at is no part of it: a module that held its owner would never end
 
@@ -154,13 +157,9 @@ class Block(Part):
     def __init__(self, hooked: "HookedRoot", layer: int) -> None:
         super().__init__(hooked, f"blocks.{layer}")
         self._layer = layer
-        self.attn = Attention(hooked, layer)
-        if hooked.model.config.layer_norm:
-            self.ln1 = Norm(hooked, f"blocks.{layer}.ln1")
+        self.attn, self.ln1 = Attention(hooked, layer), Norm(hooked, f"blocks.{layer}.ln1")
         if not hooked.model.config.attn_only:
-            self.mlp = MLP(hooked, layer)
-            if hooked.model.config.layer_norm:
-                self.ln2 = Norm(hooked, f"blocks.{layer}.ln2")
+            self.mlp, self.ln2 = MLP(hooked, layer), Norm(hooked, f"blocks.{layer}.ln2")
 
     def __call__(self, resid_pre: Tensor) -> Tensor:
         """The stream (batch, pos, d_model) after this block from that before it."""
