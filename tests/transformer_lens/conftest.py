@@ -87,6 +87,11 @@ def theirs() -> ModuleType:
 
 
 @pytest.fixture
+def pair_of(theirs: ModuleType) -> Callable[[Any, Any], Pair]:
+    return lambda mine, other: Pair(Side(ours, mine), Side(theirs, other))
+
+
+@pytest.fixture
 def make_pair(theirs: ModuleType, tokenizer: Any, make_gpt2: Callable) -> Callable[..., Pair]:
     def make(processed: bool = False, **changes: Any) -> Pair:
         config = {"n_layers": 2, "n_heads": 4, "d_model": 32, "d_vocab": len(tokenizer), "n_ctx": 48, **changes}
