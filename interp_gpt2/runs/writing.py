@@ -22,7 +22,8 @@ from interp_gpt2.runs.strict_json import render
 
 LOCK = ".lock"
 REFUSED = "refused-"  # what a damaged checkpoint is renamed to when its step is trained anew
-_MADE_FROM_A_RUN = ("report.html", "report.json", "sweeps")
+DIVERGENCE = "divergence.json"  # what was found where training stopped at a loss or gradient that is not finite
+_MADE_FROM_A_RUN = ("report.html", "report.json", "sweeps", DIVERGENCE)
 
 
 def create_run(path: Path | str, settings: Mapping[str, Any], tokenizer: Saveable | None = None, overwrite: bool = False) -> Run:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from interp_gpt2.data.source import NAMED_SOURCES, Source, load_source
-from interp_gpt2.errors import DivergenceError, RunError
+from interp_gpt2.errors import RunError
 from interp_gpt2.runs.metrics import append_metrics
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.writing import create_run, run_lock
 from interp_gpt2.training.config import TrainConfig
 from interp_gpt2.training.disk import DiskNeeded, check_disk, disk_needed
+from interp_gpt2.training.divergence import diverged, finite_weights
 from interp_gpt2.training.events import Finished, Logged, Notice, Progress, Started, silent
 from interp_gpt2.training.machine import Machine, cpu_threads, frozen_garbage, keep_freed_memory
 from interp_gpt2.training.mirrors import mirrored
@@ -173,10 +174,8 @@ class Trainer:
         for (step, _), (loss, grad_norm, spike) in zip(self.pending, values, strict=True):
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 append_metrics(self.run.path, {"step": step, "loss": loss, "grad_norm": grad_norm})
-                raise DivergenceError(
-                    f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}; the last checkpoint, of step "
-                    f"{self.run.steps[-1]}, is from before; try a lower lr than {self.config.lr} or a longer warmup_steps"
-                )
+                self.saver.settle()
+                raise diverged(self.run, self.updates, step, loss, grad_norm)
             if spike:
                 self.guard.unlogged.append(step)
                 done = "left out" if self.config.guard_action == "skip" else "made all the same"
@@ -188,6 +187,8 @@ class Trainer:
         """Write the checkpoint of `step`, once every loss up to it is known to be finite."""
         with self.meter.paused():
             if step > 0:
-                self.checked()
+                measured = self.checked()
+                if not finite_weights(self.model):
+                    raise diverged(self.run, self.updates, step, *measured)
             self.saver.save(step, self.model, self.optimizer, resumable, self.guard)
             gc.collect(1)  # what piled up since collecting was suspended

@@ -44,8 +44,10 @@ class Muon(torch.optim.Optimizer):
         moved = []
         for matrix in matrices:
             momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
-            momentum.lerp_(matrix.grad, (1 - MOMENTUM) * keep)
-            moved.append(matrix.grad.lerp(momentum, MOMENTUM))
+            # 0 times nan is nan: a gradient that is left out may hold anything
+            grad = matrix.grad if self.found_inf is None else matrix.grad.where(self.found_inf == 0, 0)
+            momentum.lerp_(grad, (1 - MOMENTUM) * keep)
+            moved.append(grad.lerp(momentum, MOMENTUM))
         rows, columns = matrices[0].shape
         parts = torch.stack(moved).view(len(matrices) * group["stacked"], rows // group["stacked"], columns)
         size = group["lr"] * 0.2 * max(parts.shape[1:]) ** 0.5

@@ -19,7 +19,7 @@ from interp_gpt2.runs.checkpoint import Contents, ResumeState, contents_of, load
 from interp_gpt2.runs.durable import sync_file, write_errors_named
 from interp_gpt2.runs.metrics import LOGS, truncate_metrics
 from interp_gpt2.runs.run import Run
-from interp_gpt2.runs.writing import keep_resumable, rewind, rewrite_settings
+from interp_gpt2.runs.writing import DIVERGENCE, keep_resumable, rewind, rewrite_settings
 from interp_gpt2.training.config import TrainConfig
 from interp_gpt2.training.events import Notice, Progress, Saved
 from interp_gpt2.training.guard import Guard
@@ -121,6 +121,7 @@ class Saver:
                 self.progress(Notice(f"resuming at step {found.step}; {len(rewound.removed)} later checkpoints are made again"))
         else:  # stopped before the first checkpoint
             truncate_metrics(run.path, -1)
+        (run.path / DIVERGENCE).unlink(missing_ok=True)  # it told of updates that are made again
         start = found.step if run.steps else 0
         resumed = {"step": start, "n_steps_before": n_steps, "fingerprint": self.machine.fingerprint()}
         config = self.config.to_dict()

@@ -53,6 +53,7 @@ class Updates:
             self.loss.compile(dynamic=False)
         self.guard = Guard(config.guard_z, config.guard_window, machine.device) if config.guard_z else None
         self.no_spike = torch.zeros((), device=machine.device)
+        self.broken = torch.zeros((), device=machine.device)  # 1 from the first loss or gradient on that is not finite
 
     def __call__(self, step: int) -> Float[Tensor, "3"]:
         """Update `step`. Returns the loss before it, the norm of its gradient before clipping, and whether it is a spike.
@@ -63,21 +64,26 @@ class Updates:
         config = self.config
         with self.meter.reading():
             tokens = self.tokens_of(step)
-        if config.model.dropout:
-            # Like the batch, a function of (seed, step) alone: there is no generator whose state a checkpoint would need.
-            torch.manual_seed(int(rng_at(config.seed, step, DROPOUT).integers(2**63)))
+        self.seed_dropout(step)
         self.optimizer.zero_grad()
         loss = self.backward(tokens)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        spike = self.no_spike if self.guard is None else self.guard.judge(torch.stack((loss, norm)))
+        measured = torch.stack((loss, norm))
+        spike = self.no_spike if self.guard is None else self.guard.judge(measured)
+        self.broken = torch.maximum(self.broken, 1 - measured.isfinite().all().to(measured.dtype))
         if config.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.grad_clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        if self.guard is not None and config.guard_action == "skip":
-            skip_where(self.optimizer, spike)
+        # What went wrong changes no weight, then or later: whoever looks finds them as they were before it (divergence.py).
+        skip_where(self.optimizer, torch.maximum(self.broken, spike) if config.guard_action == "skip" else self.broken)
         self.optimizer.step()
         return torch.stack((loss, norm, spike))
+
+    def seed_dropout(self, step: int) -> None:
+        """Like the batch, dropout is a function of (seed, step) alone: no checkpoint needs the state of a generator."""
+        if self.config.model.dropout:
+            torch.manual_seed(int(rng_at(self.config.seed, step, DROPOUT).integers(2**63)))
 
     def tokens_of(self, step: int) -> Int[Tensor, "batch pos+1"]:
         """The batch of a step, on the device. Raises DataError for tokens that the model has no embedding for."""
