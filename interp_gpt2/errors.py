@@ -62,5 +62,9 @@ class DivergenceError(InterpGPT2Error):
     """Training whose loss or gradient is no longer a finite number."""
 
 
+class ProcessLostError(InterpGPT2Error):
+    """One of several processes that train together has ended, or cannot be reached any more."""
+
+
 class AnalysisError(InterpGPT2Error):
     """An analysis that has no answer on this input, such as an induction score without a repeated token."""

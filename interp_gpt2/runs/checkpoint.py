@@ -4,7 +4,8 @@
       model.safetensors       weights in Hugging Face's names
       config.json             Hugging Face's fields, and our config in full under "interp_gpt2"
       tokenizer.json, tokenizer_config.json
-      optimizer.safetensors, trainer.json     in checkpoints that training can resume from
+      optimizer.safetensors, trainer.json     in checkpoints that training can resume from; where several processes share
+                              the optimizer's state, optimizer-00001-of-00004.safetensors and so on instead
       manifest.json           step, tokens seen, size and SHA-256 of each file, then its own SHA-256
 
 What Hugging Face's GPT-2 cannot compute is in interp_gpt2.safetensors, under our names, with a config that it refuses:
@@ -12,7 +13,7 @@ a directory that transformers would load with random MLPs would be a lie.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +33,7 @@ from interp_gpt2.hf_format import (
     state_to_hf,
     unrepresentable,
 )
-from interp_gpt2.runs.durable import new_directory, sync_directory, sync_file, write_errors_named, write_file
+from interp_gpt2.runs.durable import move_file, new_directory, sync_directory, sync_file, write_errors_named, write_file
 from interp_gpt2.runs.manifest import (
     CONFIG,
     HF_WEIGHTS,
@@ -44,6 +45,7 @@ from interp_gpt2.runs.manifest import (
     TRAINER,
     Manifest,
     entry_of,
+    is_resume_file,
     read_manifest,
     read_one,
     read_verified,
@@ -63,10 +65,14 @@ class Saveable(Protocol):
 
 @dataclass(frozen=True)
 class ResumeState:
-    """What training needs besides the weights: tensors by name (optimizer moments, RNG states), and a JSON object."""
+    """What training needs besides the weights: the optimizer's state by name, and a JSON object.
+
+    `shards` are files that hold the state in the place of `tensors`, by the names they are to have; saving moves them.
+    """
 
     tensors: Mapping[str, Tensor]
     trainer: Mapping[str, Any]
+    shards: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class Contents:
     tensors: Mapping[str, Mapping[str, Tensor]]  # by file
     texts: Mapping[str, bytes]
     tokenizer: Saveable | None
+    moved: Mapping[str, Path] = field(default_factory=dict)  # files that are on this disk already, under other names
 
     @property
     def n_bytes(self) -> int:
@@ -118,10 +125,12 @@ def contents_of(
         raise CheckpointWriteError(f"step={step!r} and tokens_seen={tokens_seen!r} must be whole numbers of at least 0")
     contents = _model_contents(state, config, tokenizer)
     tensors, texts = dict(contents.tensors), dict(contents.texts)
-    if resume is not None:
+    if resume is None:
+        return Contents(step, tokens_seen, tensors, texts, tokenizer)
+    if not resume.shards:
         tensors[OPTIMIZER] = dict(resume.tensors)
-        texts[TRAINER] = _rendered(resume.trainer, step)
-    return Contents(step, tokens_seen, tensors, texts, tokenizer)
+    texts[TRAINER] = _rendered(resume.trainer, step)
+    return Contents(step, tokens_seen, tensors, texts, tokenizer, resume.shards)
 
 
 def write_checkpoint(run_dir: Path | str, contents: Contents) -> Path:
@@ -144,14 +153,15 @@ def drop_resume(step_dir: Path | str) -> int:
     """
     step_dir = Path(step_dir)
     manifest = read_manifest(step_dir)
-    kept = {name: entry for name, entry in manifest.files.items() if name not in RESUME_FILES}
+    kept = {name: entry for name, entry in manifest.files.items() if not is_resume_file(name)}
+    gone = sorted({*RESUME_FILES, *manifest.files, *manifest.dropped} - kept.keys())
     freed = 0
     with write_errors_named(step_dir / MANIFEST, 0):
         if len(kept) < len(manifest.files):
             with written_atomically(step_dir / MANIFEST) as file:
-                file.write(replace(manifest, files=kept, dropped=RESUME_FILES).to_bytes())
+                file.write(replace(manifest, files=kept, dropped=tuple(gone)).to_bytes())
             sync_directory(step_dir)
-        for path in (step_dir / name for name in RESUME_FILES):
+        for path in (step_dir / name for name in gone):
             if path.exists():
                 freed += path.stat().st_size
                 path.unlink()
@@ -182,6 +192,7 @@ def _write(target: Path, contents: Contents) -> Path:
     with write_errors_named(target, contents.n_bytes), new_directory(target) as temporary:
         entries = {name: write_file(temporary / name, tensor_chunks(tensors)) for name, tensors in contents.tensors.items()}
         entries |= {name: write_file(temporary / name, [text]) for name, text in contents.texts.items()}
+        entries |= {name: move_file(path, temporary / name) for name, path in contents.moved.items()}
         if contents.tokenizer is not None:
             contents.tokenizer.save(temporary)
             for name in TOKENIZER_FILES:
@@ -238,11 +249,17 @@ def load_weights(step_dir: Path | str, verify: bool = True) -> tuple[GPT2Config,
 
 
 def load_resume(step_dir: Path | str) -> ResumeState:
-    """What `save_checkpoint(resume=)` was given, every byte verified. Raises CheckpointError, also if it holds none."""
+    """What `save_checkpoint(resume=)` was given, every byte verified; of shards, their files.
+
+    Raises CheckpointError, also if it holds none.
+    """
     step_dir = Path(step_dir)
     manifest, contents = read_verified(step_dir, RESUME_FILES)
     if not manifest.can_resume:
         raise CheckpointError(f"{step_dir} holds weights only; training cannot resume from it")
+    trainer = parse(contents[TRAINER], step_dir / TRAINER)
+    if OPTIMIZER not in contents:
+        return ResumeState({}, trainer, {name: step_dir / name for name in manifest.optimizer_files})
     where = step_dir / OPTIMIZER
     header_of_bytes(contents[OPTIMIZER], where)
-    return ResumeState(tensors_of_bytes(contents[OPTIMIZER], where), parse(contents[TRAINER], step_dir / TRAINER))
+    return ResumeState(tensors_of_bytes(contents[OPTIMIZER], where), trainer)

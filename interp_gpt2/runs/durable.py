@@ -38,6 +38,14 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
     return FileEntry(n_bytes, sha256.hexdigest())
 
 
+def move_file(source: Path, target: Path) -> FileEntry:
+    """A file that another library has written, under another name of the same disk; its size and SHA-256. Raises OSError."""
+    sync_file(source)
+    os.rename(source, target)
+    with target.open("rb") as file:
+        return FileEntry(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
 def sync_file(path: Path) -> None:
     """Force to disk what another library wrote. Raises OSError."""
     fd = os.open(path, os.O_RDONLY)

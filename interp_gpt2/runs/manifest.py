@@ -26,7 +26,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"
 RESUME_FILES = (OPTIMIZER, TRAINER)
-KNOWN_FILES = frozenset({CONFIG, HF_WEIGHTS, NATIVE_WEIGHTS, *TOKENIZER_FILES, *RESUME_FILES})  # so no name is ever a path
+KNOWN_FILES = frozenset({CONFIG, HF_WEIGHTS, NATIVE_WEIGHTS, *TOKENIZER_FILES, *RESUME_FILES})
+_SHARD = re.compile(r"optimizer-\d{5}-of-\d{5}\.safetensors")  # the optimizer's state as several processes write it
 
 _MAX_MANIFEST = 1 << 16
 _STEP_NAME = re.compile(r"step-(\d{8,})")
@@ -42,6 +43,16 @@ def step_of_name(name: str) -> int | None:
     """The step a directory is named after, or None if it is not named after one."""
     match = _STEP_NAME.fullmatch(name)
     return int(match[1]) if match and step_name(int(match[1])) == name else None
+
+
+def shard_name(number: int, n: int) -> str:
+    """`optimizer-00001-of-00004.safetensors`: one of the files that stand in the place of one with the optimizer's state."""
+    return f"optimizer-{number:05d}-of-{n:05d}.safetensors"
+
+
+def is_resume_file(name: str) -> bool:
+    """Is it of use to training alone?"""
+    return name in RESUME_FILES or _SHARD.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,12 @@ class Manifest:
 
     @property
     def can_resume(self) -> bool:
-        return all(name in self.files for name in RESUME_FILES)
+        return TRAINER in self.files and bool(self.optimizer_files)
+
+    @property
+    def optimizer_files(self) -> list[str]:
+        """The file with the optimizer's state, or those that have it in shards."""
+        return sorted(name for name in self.files if is_resume_file(name) and name != TRAINER)
 
     @property
     def model_sha256(self) -> str:
@@ -131,7 +147,7 @@ def _parse_manifest(data: bytes, path: Path) -> Manifest:
 def _check_content(manifest: Manifest, path: Path) -> None:
     """A manifest can be consistent and still hostile: names that are paths, sizes that are not numbers."""
     for name in (*manifest.files, *manifest.dropped):
-        if not isinstance(name, str) or name not in KNOWN_FILES:
+        if not isinstance(name, str) or not (name in KNOWN_FILES or is_resume_file(name)):  # so no name is ever a path
             raise CheckpointError(f"{path} names {name!r}, which is no file of a checkpoint")
     for name, entry in manifest.files.items():
         if type(entry.bytes) is not int or entry.bytes < 0:
@@ -143,7 +159,7 @@ def _check_content(manifest: Manifest, path: Path) -> None:
             raise CheckpointError(f"{path}: {name} is {value!r}")
     if CONFIG not in manifest.files or (HF_WEIGHTS in manifest.files) == (NATIVE_WEIGHTS in manifest.files):
         raise CheckpointError(f"{path} must name {CONFIG} and either {HF_WEIGHTS} or {NATIVE_WEIGHTS}")
-    if any(name not in RESUME_FILES or name in manifest.files for name in manifest.dropped):
+    if any(not is_resume_file(name) or name in manifest.files for name in manifest.dropped):
         raise CheckpointError(f"{path} drops files that it also names, or that no resume needs")
 
 
