@@ -12,6 +12,7 @@ What Hugging Face's GPT-2 cannot compute is in interp_gpt2.safetensors, under ou
 a directory that transformers would load with random MLPs would be a lie.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -143,6 +144,15 @@ def save_weights(
 ) -> Path:
     """Write a model, outside any run, to a directory that does not exist or is empty; same files, same guarantees."""
     return _write(Path(directory), _model_contents(state, config, tokenizer))
+
+
+def weights_sha256(state: Mapping[str, Tensor], config: GPT2Config) -> str:
+    """SHA-256 of the file with the weights, were this state saved: what the manifest of its checkpoint says."""
+    (tensors,) = _model_contents(state, config, None).tensors.values()
+    sha256 = hashlib.sha256()
+    for chunk in tensor_chunks(tensors):
+        sha256.update(chunk)
+    return sha256.hexdigest()
 
 
 def drop_resume(step_dir: Path | str) -> int:
