@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -77,9 +77,9 @@ def prepare(reader: Reader, directory: Path, how: Preparation, progress: Callabl
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _only_writer(directory):
-            record = _begun(reader, directory, how)
+            record, tokenizer = _begun(reader, directory, how)
             if not record.complete:
-                record = _Shards(reader, directory, how, progress).write_from(record)
+                record = _Shards(reader, tokenizer, directory, how, progress).write_from(record)
     except OSError as error:
         raise DataError(
             f"{directory} cannot be written ({error.strerror}); what {RECORD} names is kept, and the same command goes on"
@@ -95,9 +95,10 @@ def prepare(reader: Reader, directory: Path, how: Preparation, progress: Callabl
 class _Shards:
     """Writes one pair of shards after another, each as a whole."""
 
-    def __init__(self, reader: Reader, directory: Path, how: Preparation, progress: Callable[[Progress], None]) -> None:
-        self.reader, self.directory, self.how, self.progress = reader, directory, how, progress
-        self.tokenizer = load_tokenizer(directory)
+    def __init__(
+        self, reader: Reader, tokenizer: Tokenizer, directory: Path, how: Preparation, progress: Callable[[Progress], None]
+    ) -> None:
+        self.reader, self.tokenizer, self.directory, self.how, self.progress = reader, tokenizer, directory, how, progress
         self.began = self.shown = time.perf_counter()
         self.n_before = 0
 
@@ -105,8 +106,10 @@ class _Shards:
         self.n_before = record.n_train_tokens + record.n_validation_tokens
         n_threads = self.how.n_threads or _n_cores()
         encode = partial(encode_chunk, tokenizer=self.tokenizer, validation=self.reader.validation)
-        with ThreadPoolExecutor(n_threads) as threads:
-            chunks = in_order(threads, encode, self.reader.chunks(record.cursor), 2 * n_threads)
+        with (
+            ThreadPoolExecutor(n_threads) as threads,
+            closing(in_order(threads, encode, self.reader.chunks(record.cursor), 2 * n_threads)) as chunks,
+        ):
             while not record.complete:
                 record = self.one_shard(record, chunks)
                 record.write(self.directory)
@@ -229,8 +232,8 @@ def in_order(
             future.cancel()
 
 
-def _begun(reader: Reader, directory: Path, how: Preparation) -> Record:
-    """The record to go on from: the one in `directory`, swept of what it does not name, or a new one."""
+def _begun(reader: Reader, directory: Path, how: Preparation) -> tuple[Record, Tokenizer]:
+    """The record to go on from, that of `directory`, swept of what it does not name, or a new one; and the tokenizer."""
     settings = {
         "reader": reader.identity(),
         "tokenizer": how.tokenizer,
@@ -252,12 +255,13 @@ def _begun(reader: Reader, directory: Path, how: Preparation) -> Record:
             path.unlink()
     if missing := sorted(name for name in named if not (directory / name).is_file()):
         raise DataError(f"{directory / missing[0]} is gone; delete {directory} to prepare it again")
-    if load_tokenizer(directory).sha256 != record.tokenizer["sha256"]:
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.sha256 != record.tokenizer["sha256"]:
         raise DataError(f"the tokenizer in {directory} is not the one it was begun with; delete it to prepare it again")
-    return record
+    return record, tokenizer
 
 
-def _new(reader: Reader, directory: Path, how: Preparation, settings: dict[str, Any]) -> Record:
+def _new(reader: Reader, directory: Path, how: Preparation, settings: dict[str, Any]) -> tuple[Record, Tokenizer]:
     ours = ("tokenizer.json", "tokenizer_config.json", LOCK)
     others = [path.name for path in directory.iterdir() if path.name not in ours and not path.name.endswith(".tmp")]
     if others:
@@ -273,7 +277,7 @@ def _new(reader: Reader, directory: Path, how: Preparation, settings: dict[str, 
         versions={name: version(name) for name in ("interp_gpt2", "tiktoken", "tokenizers", "datasets", "pyarrow")},
     )
     record.write(directory)
-    return record
+    return record, tokenizer
 
 
 def _texts(reader: Reader, parts: tuple[int, ...]) -> Iterator[str]:
