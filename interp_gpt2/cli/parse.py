@@ -29,7 +29,7 @@ def option(metavar: str) -> Any:
 
 
 def _hint(default: str) -> str:
-    return "" if default in ("None", "False") else f"(default: {default})"
+    return "" if default in ("None", "False", "", "()") else f"(default: {default})"
 
 
 def parse(cls: type[Command], argv: Sequence[str], prog: str, examples: Sequence[str] = ()) -> Command | str:

@@ -1,8 +1,9 @@
 """`interp-gpt2 train`: a recipe, or your own text."""
 
-from dataclasses import dataclass, replace
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -15,6 +16,7 @@ EXAMPLES = (
     "interp-gpt2 train demo-text",
     "interp-gpt2 train --data my-text.txt --steps 2000",
     "interp-gpt2 train --data my-text.txt --resume",
+    "interp-gpt2 train demo-induction --online induction_heads --set model.n_heads=4 --set guard_z=6",
     "interp-gpt2 train --data tiny-shakespeare --n-layers 6 --d-model 192 --n-heads 6 --out checkpoints/bard",
 )
 
@@ -23,10 +25,10 @@ EXAMPLES = (
 class Train:
     """Train a GPT-2 on a recipe, or on your own text.
 
-    Recipes: demo-text, demo-induction, demo-induction-ordinary-positions, demo-induction-one-layer,
-    tiny-shakespeare-cpu, text (the default with --data), the path of a .toml file, or of a run to train again. Options
-    change what the recipe says. Ctrl-C finishes the step and writes a checkpoint; the same command with --resume goes on,
-    bit for bit.
+    Recipes: demo-text, demo-induction, demo-induction-ordinary-positions, demo-induction-one-layer, tiny-shakespeare-cpu,
+    tiny-shakespeare, tinystories, fineweb-edu-124m, pythia-like, text (the default with --data), the path of a .toml file,
+    or of a run to train again. Options change what the recipe says, --set any field of it. Ctrl-C finishes the step and
+    writes a checkpoint; the same command with --resume goes on, bit for bit.
     """
 
     recipe: Annotated[tyro.conf.Positional[str | None], option("RECIPE")] = None
@@ -55,13 +57,28 @@ class Train:
     n_ctx: Annotated[int | None, option("N")] = None
     """Tokens in a sequence."""
     batch_size: Annotated[int | None, option("N")] = None
-    """Sequences in a batch."""
+    """Sequences in a batch, all of which one update is made from."""
+    tokens_per_step: Annotated[int | None, option("N")] = None
+    """The same in tokens: a multiple of n_ctx."""
+    micro_batch: Annotated[str | None, option("N|auto")] = None
+    """Sequences computed at once; auto: as many as fit in memory."""
     lr: Annotated[float | None, option("X")] = None
     """Highest learning rate."""
+    schedule: Annotated[Literal["cosine", "wsd", "constant"] | None, option("{cosine,wsd,constant}")] = None
+    """How the learning rate falls."""
+    optimizer: Annotated[Literal["adamw", "muon"] | None, option("{adamw,muon}")] = None
+    """muon is for the blocks' matrices, with AdamW for the rest."""
     eval_every: Annotated[int | None, option("N")] = None
     """Steps between validation losses."""
     checkpoint_every: Annotated[int | None, option("N")] = None
     """Steps between checkpoints, beside those at powers of two."""
+    online: Annotated[str | None, option("NAMES")] = None
+    """Analyses to log while training, with commas between: induction_heads, head_scores, in_context_learning,
+    loss_by_position, lens_by_layer."""
+    online_every: Annotated[int | None, option("N")] = None
+    """Steps between them."""
+    tracking: Annotated[Literal["none", "tensorboard", "wandb"] | None, option("{none,tensorboard,wandb}")] = None
+    """Show the metrics there too."""
     precision: Annotated[Literal["auto", "fp32", "bf16"] | None, option("{auto,fp32,bf16}")] = None
     """auto is bf16 where the hardware has it."""
     device: Annotated[str | None, option("DEVICE")] = None
@@ -69,7 +86,9 @@ class Train:
     threads: Annotated[int | None, option("N")] = None
     """CPU threads."""
     compile: bool = False
-    """Compile the model first."""
+    """Compile the training pass first."""
+    set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], option("FIELD=VALUE")] = ()
+    """Any field of the recipe, such as weight_decay=0 or model.dropout=0.1; may be given again."""
 
     def run(self) -> None:
         from interp_gpt2.cli.progress import TrainingBars
@@ -83,7 +102,6 @@ class Train:
 
     def config(self) -> "TrainConfig":
         """The recipe, or on --resume what the run was begun with, changed by the options given."""
-        from interp_gpt2.config import GPT2Config
         from interp_gpt2.training.config import RECIPES, TrainConfig
 
         if self.resume and self.overwrite:
@@ -94,26 +112,54 @@ class Train:
             raise UsageError(f"what shall it train on? name a recipe ({', '.join(RECIPES)}) or give --data")
         else:
             base = self._recipe(self.recipe or "text")
-        shape = self._given("n_layers", "n_heads", "d_model", "n_ctx")
-        # d_head and d_mlp follow from the width unless a recipe sets them apart.
-        kept = base.model.to_dict()
-        if shape.keys() & {"d_model", "n_heads"}:
-            kept = {name: value for name, value in kept.items() if name not in ("d_head", "d_mlp")}
-        fields = self._given("data", "tokenizer", "seed", "batch_size", "lr", "eval_every", "precision", "device", "threads")
+        return TrainConfig.from_dict(_changed(_changed(base.to_dict(), self._fields(base)), self._settings()))
+
+    def _fields(self, base: "TrainConfig") -> dict[str, Any]:
+        """What the options say, by the config's fields."""
+        names = ("data", "tokenizer", "seed", "batch_size", "lr", "schedule", "optimizer", "eval_every", "online_every")
+        fields = self._given(*names, "tracking", "precision", "device", "threads")
+        fields["model"] = self._given("n_layers", "n_heads", "d_model", "n_ctx")
         if self.data is not None and self.tokenizer is None and (Path(self.data).expanduser() / "prepared.json").is_file():
             from interp_gpt2.data.prepared import read_record
 
             fields["tokenizer"] = read_record(Path(self.data).expanduser()).tokenizer["kind"]
         if self.steps is not None:
             fields["n_steps"] = self.steps
+        if self.micro_batch is not None:
+            fields["micro_batch"] = int(self.micro_batch) if self.micro_batch.isdecimal() else self.micro_batch
+        if self.tokens_per_step is not None:
+            fields["batch_size"] = self._sequences(self.n_ctx or base.model.n_ctx)
+        if self.online is not None:
+            fields["online"] = [name.strip() for name in self.online.split(",") if name.strip()]
         if self.checkpoint_every is not None:
-            fields["checkpoints"] = replace(base.checkpoints, every=self.checkpoint_every)
+            fields["checkpoints"] = {"every": self.checkpoint_every}
         if self.compile:
             fields["compile"] = True
         if self.lr is not None and 0 < self.lr < base.min_lr:
             fields["min_lr"] = self.lr / 10
-        config = TrainConfig.from_dict(base.to_dict() | {"model": base.model, "checkpoints": base.checkpoints} | fields)
-        return replace(config, model=GPT2Config.from_dict(kept | shape)) if shape else config
+        return fields
+
+    def _sequences(self, n_ctx: int) -> int:
+        if self.batch_size is not None:
+            raise UsageError("--batch-size and --tokens-per-step say the same thing; give one of them")
+        if self.tokens_per_step % n_ctx or self.tokens_per_step < n_ctx:
+            below = max(1, self.tokens_per_step // n_ctx) * n_ctx
+            raise UsageError(f"--tokens-per-step {self.tokens_per_step} is no multiple of n_ctx={n_ctx}; {below} is")
+        return self.tokens_per_step // n_ctx
+
+    def _settings(self) -> dict[str, Any]:
+        """What --set says, nested as in a recipe."""
+        merged: dict[str, Any] = {}
+        for setting in self.set:
+            name, equals, value = setting.partition("=")
+            if not equals or not name.strip():
+                raise UsageError(f"--set takes FIELD=VALUE, such as weight_decay=0 or model.dropout=0.1, not {setting!r}")
+            section, _, field = name.strip().rpartition(".")
+            place = merged.setdefault(section, {}) if section else merged
+            if not isinstance(place, dict):
+                raise UsageError(f"--set gives {section} a value and then a field, {field}")
+            place[field] = _toml_value(value.strip())
+        return merged
 
     def directory(self) -> Path:
         """Where the run goes: named after the data if there is one, else after the recipe."""
@@ -142,3 +188,24 @@ class Train:
 
     def _given(self, *names: str) -> dict[str, object]:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def _changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `changes`, sections field by field."""
+    for name, change in changes.items():
+        section = values.get(name)
+        if isinstance(change, dict) and isinstance(section, dict):
+            if name == "model" and change.keys() & {"d_model", "n_heads"}:
+                # d_head and d_mlp follow from the width unless a recipe sets them apart.
+                section = {field: value for field, value in section.items() if field not in ("d_head", "d_mlp")}
+            change = section | change
+        values = values | {name: change}
+    return values
+
+
+def _toml_value(text: str) -> Any:
+    """A value as a recipe would have it; words that are none are a string, so that no shell needs two kinds of quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -19,6 +19,7 @@ Optimizer = Literal["adamw", "muon"]
 Precision = Literal["auto", "fp32", "bf16"]
 GuardAction = Literal["skip", "note"]
 Tracking = Literal["none", "tensorboard", "wandb"]
+Parallel = Literal["auto", "ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class TrainConfig:
     compile: bool = False
     device: str = "auto"  # "auto" is a GPU when there is one
     threads: int | None = None  # CPU threads; None leaves torch's own choice
+    parallel: Parallel = "auto"  # several processes: each with the whole model ("ddp"), or a share of it ("fsdp"; large ones)
 
     log_every: int = 10
     eval_every: int = 250  # the first and the last step are always evaluated
@@ -175,6 +177,10 @@ RECIPES: dict[str, str] = {
     "demo-induction-ordinary-positions": "control: the same with GPT-2's own initial positions",
     "demo-induction-one-layer": "control: the same with one layer, too few for an induction head",
     "tiny-shakespeare-cpu": "nanoGPT's Shakespeare recipe for a laptop without a GPU",
+    "tiny-shakespeare": "nanoGPT's Shakespeare recipe for a GPU, 10.7 million parameters",
+    "tinystories": "a small model of short stories, 327 million tokens of them",
+    "fineweb-edu-124m": "GPT-2 small on 10 billion tokens, for a GPU of 80 GB",
+    "pythia-like": "Pythia-70m's shape and its 154 checkpoints",
     "text": "a small character model of any text: the default for your own",
 }
 

@@ -20,6 +20,8 @@ from interp_gpt2.analysis.logit_lens import logit_lens
 from interp_gpt2.analysis.sequences import HEAD_SEQUENCES, held_out
 from interp_gpt2.cli import demo, doctor
 from interp_gpt2.cli.command_line import COMMANDS
+from interp_gpt2.cli.parse import parse
+from interp_gpt2.errors import InterpGPT2Error
 from interp_gpt2.generation import generate
 from interp_gpt2.model import GPT2
 from interp_gpt2.report.schema import report_from_json
@@ -208,6 +210,49 @@ def test_train_takes_its_config_from_the_recipe_and_the_options(capsys, text_fil
     assert "5 checkpoints" in printed(capsys, "train", "--data", text_file, *words, "--resume")
 
 
+def test_options_and_set_change_the_recipe_and_nothing_else():
+    from interp_gpt2.cli.train import Train
+    from interp_gpt2.training.config import load_recipe
+
+    words = ("--tokens-per-step", "4096", "--micro-batch", "auto", "--optimizer", "muon", "--schedule", "wsd")
+    more = ("--tracking", "wandb", "--online", "induction_heads, in_context_learning", "--online-every", "50", "--n-heads", "4")
+    settings = ("weight_decay=0", "model.dropout=0.1", "decay_shape=linear", "betas=[0.8, 0.9]", "checkpoints.at=[3]")
+    given = [word for setting in (*settings, "guard_z=6.0") for word in ("--set", setting)]
+    config = parse(Train, ["demo-induction", *words, *more, *given], "interp-gpt2 train").config().to_dict()
+    changed = {name for name, value in load_recipe("demo-induction").to_dict().items() if value != config[name]}
+    assert changed == {
+        "micro_batch", "optimizer", "schedule", "tracking", "online", "online_every", "model", "weight_decay", "decay_shape",
+        "betas", "checkpoints", "guard_z",
+    }  # fmt: skip
+    assert config["batch_size"] == 4096 // 64
+    assert config["online"] == ["induction_heads", "in_context_learning"]
+    assert (config["model"]["n_heads"], config["model"]["d_head"], config["model"]["dropout"]) == (4, 16, 0.1)
+    assert (config["checkpoints"]["at"], config["checkpoints"]["every"], config["micro_batch"]) == ([3], 50, "auto")
+    assert parse(Train, ["text", "--micro-batch", "8"], "interp-gpt2 train").config().micro_batch == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--set", "guard_zz=1"), "did you mean 'guard_z'"),
+        (("--set", "model.drop=1"), "did you mean 'dropout'"),
+        (("--set", "modle.dropout=1"), "did you mean 'model'"),
+        (("--set", "dropout"), "--set takes FIELD=VALUE"),
+        (("--set", "lr=1", "--set", "lr.x=1"), "--set gives lr a value and then a field, x"),
+        (("--set", "lr=quick"), "lr='quick' is not of type float"),
+        (("--tokens-per-step", "1000"), "--tokens-per-step 1000 is no multiple of n_ctx=128; 896 is"),
+        (("--tokens-per-step", "1024", "--batch-size", "8"), "say the same thing"),
+        (("--micro-batch", "half"), "micro_batch='half' must be a number of sequences from 1, or 'auto'"),
+    ],
+)
+def test_a_change_that_means_nothing_is_refused(words, said):
+    from interp_gpt2.cli.train import Train
+
+    with pytest.raises(InterpGPT2Error) as refusal:
+        parse(Train, ["text", *words], "interp-gpt2 train").config()
+    assert said in str(refusal.value)
+
+
 def test_resuming_needs_only_the_directory(capsys, markov_run, tmp_path):
     shutil.copytree(markov_run.path, tmp_path / "chains")
     assert "wrote chains: 11 checkpoints" in printed(capsys, "train", "--out", "chains", "--resume", "--steps", 10)
@@ -219,12 +264,15 @@ def test_progress_without_a_terminal_is_lines(capsys):
     with TrainingBars(["a", "bb"]) as bars:
         bars("a", Started(0, 100, 5000, 64))
         bars("a", Logged({"step": 10, "loss": 2.0}))
-        bars("a", Logged({"step": 50, "loss": 1.5, "val_loss": 1.6, "tokens_per_s": 12345.6}))
+        measured = {"mfu_palm": 0.4123, "mfu_causal": 0.51, "peak_memory_bytes": 3_200_000_000, "data_share": 0.02}
+        row = {"step": 50, "tokens": 3200, "loss": 1.5, "lr": 6e-4, "grad_norm": 0.8, "tokens_per_s": 12345.6} | measured
+        bars("a", Logged(row | {"val_loss": 1.6, "val_bits_per_byte": 2.1}))
         bars("bb", Notice("something to know"))
         bars("a", Finished(100, 12.3))
     assert capsys.readouterr().err.splitlines() == [
         "a: 5,000 parameters, step 0 of 100",
-        "a: step 50 of 100, loss 1.500, val 1.600, 12,346 tok/s",
+        "a: step 50 of 100, 3,200 tokens, loss 1.500, val 1.600, 2.100 bits/byte, norm 0.80, lr 0.0006, 12,346 tok/s, "
+        "MFU 41.2%, 51% of measured, 3.2 GB, data 2%",
         "bb: something to know",
         "a: 100 steps in 12 s",
     ]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import ConfigError
 from interp_gpt2.training.config import RECIPES, Checkpoints, TrainConfig, load_recipe
+from interp_gpt2.training.schedule import checkpoint_steps
 
 
 def test_a_config_survives_json():
@@ -66,6 +68,21 @@ def test_every_recipe_loads_and_every_recipe_file_is_listed():
     assert {path.name.removesuffix(".toml") for path in folder.iterdir()} == set(RECIPES)
     for name in RECIPES:
         assert isinstance(load_recipe(name), TrainConfig)
+
+
+def test_the_recipes_that_follow_others_are_what_those_are():
+    gpt2, pythia = load_recipe("fineweb-edu-124m"), load_recipe("pythia-like")
+    assert gpt2.model == GPT2Config()
+    assert (gpt2.tokens_per_step, gpt2.n_steps) == (524_288, 10_000_000_000 // 524_288)
+    assert pythia.tokens_per_step == 2_097_152
+    steps = checkpoint_steps(pythia.checkpoints, pythia.n_steps)
+    assert sorted(steps) == [0, *(2**i for i in range(10)), *range(1000, 143_001, 1000)]
+    assert len(steps) == 154
+    stories = load_recipe("tinystories")
+    assert stories.n_steps * stories.tokens_per_step == 327_680_000
+    for name, parameters in (("tiny-shakespeare", 10.7e6), ("tiny-shakespeare-cpu", 0.8e6)):
+        model = replace(load_recipe(name).model, d_vocab=65)
+        assert model.n_params == pytest.approx(parameters, rel=0.02)
 
 
 def test_the_controls_differ_from_the_induction_demo_in_what_they_control_for_and_nothing_else():
