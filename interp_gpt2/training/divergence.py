@@ -19,6 +19,7 @@ from interp_gpt2.model import GPT2
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.strict_json import render
 from interp_gpt2.runs.writing import DIVERGENCE
+from interp_gpt2.training.distributed import ALONE, Processes
 from interp_gpt2.training.schedule import learning_rate
 from interp_gpt2.training.update import Updates
 
@@ -98,9 +99,10 @@ def first_nonfinite(updates: Updates, step: int) -> FirstNonFinite:
     return FirstNonFinite(None, None, None)
 
 
-def finite_weights(model: GPT2) -> bool:
+def finite_weights(model: GPT2, processes: Processes = ALONE) -> bool:
     """Whether every weight is a finite number. Finite gradients can still be followed by a step out of range."""
-    return bool(torch.nn.utils.get_total_norm([w.detach() for w in model.parameters()], norm_type=math.inf).isfinite())
+    largest = torch.nn.utils.get_total_norm([w.detach() for w in model.parameters()], norm_type=math.inf)
+    return bool(processes.norm(largest).isfinite())
 
 
 def largest_weight(model: GPT2) -> dict[str, Any]:

@@ -7,6 +7,8 @@ checkpoint if one is due; whatever interrupts training, the directory is always 
 import gc
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +16,13 @@ import torch
 from torch import Tensor
 
 from interp_gpt2.data.source import NAMED_SOURCES, Source, load_source
-from interp_gpt2.errors import RunError
+from interp_gpt2.errors import DivergenceError, RunError
 from interp_gpt2.runs.metrics import append_metrics
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.writing import create_run, run_lock
 from interp_gpt2.training.config import TrainConfig
 from interp_gpt2.training.disk import DiskNeeded, check_disk, disk_needed
+from interp_gpt2.training.distributed import joined
 from interp_gpt2.training.divergence import diverged, finite_weights
 from interp_gpt2.training.events import Finished, Logged, Notice, Progress, Started, silent
 from interp_gpt2.training.machine import Machine, cpu_threads, frozen_garbage, keep_freed_memory
@@ -43,30 +46,55 @@ def train(
     is whole and can be resumed from, bit for bit as if it had never stopped as long as versions, device and threads are the
     same (a Notice says when they are not); the config must be the same too, only `n_steps` may grow.
 
+    Under `torchrun` every process calls this with the same arguments and takes its share (distributed.py): only the first
+    one writes and tells of progress, and `run_dir` must be one directory for all.
+
     Ctrl-C or SIGTERM finishes the step, writes a checkpoint to resume from and raises Interrupted. Raises RunError for a
     directory that cannot be used, DivergenceError when a loss or gradient is not finite, ConfigError, DataError,
-    AnalysisError for an online analysis that cannot be made.
+    AnalysisError for an online analysis that cannot be made, ProcessLostError when another process has ended.
     """
     if resume and overwrite:
         raise RunError("resume and overwrite exclude each other: one continues the run, the other deletes it")
-    with stop_requests() as stop:
-        source = load_source(config.data, config.tokenizer)
+    with stop_requests() as stop, joined(config.device) as group:
+        with group.first_on_each_machine():
+            source = load_source(config.data, config.tokenizer)
         config = _resolved(config, source)
         online = Online.of(config, source)
-        machine = Machine.for_config(config)
+        machine = Machine.for_config(config, group)
         keep_freed_memory()
         gpus = [machine.device] if machine.device.type == "cuda" else []
         with cpu_threads(machine.threads), torch.random.fork_rng(gpus):  # dropout must not disturb the caller's generators
             needed = disk_needed(config, source, Path(run_dir).expanduser(), overwrite)
             check_disk(needed, Path(run_dir))
             updates = new_updates(config, source, machine)
-            settings = run_settings(config, source, updates.machine) | {"flops": flops_facts(config, machine)}
-            run = Run(run_dir) if resume else create_run(run_dir, settings, source.tokenizer, overwrite)
-            with run_lock(run.path), mirrored(config.tracking, run, progress) as told:
+            run = _opened(run_dir, updates, resume, overwrite)
+            with _writing(run, updates, progress) as told:
                 trainer = Trainer(run, updates, online, stop, told)
                 with trainer.saver, frozen_garbage():
                     trainer.train_from(trainer.restore() if resume else 0, needed)
+            del updates, trainer  # the group must not end before what communicates through it
     return run
+
+
+def _opened(run_dir: Path | str, updates: Updates, resume: bool, overwrite: bool) -> Run:
+    """The run to write, made by the first process unless it goes on."""
+    config, source, processes = updates.config, updates.source, updates.processes
+    processes.agree(0)  # nobody looks at what was there before any more
+    if processes.first and not resume:
+        settings = run_settings(config, source, updates.machine) | {"flops": flops_facts(config, updates.machine)}
+        create_run(run_dir, settings, source.tokenizer, overwrite)
+    processes.agree(0)
+    return Run(run_dir)
+
+
+@contextmanager
+def _writing(run: Run, updates: Updates, progress: Progress) -> Iterator[Progress]:
+    """Be the one that writes the run, and tells of it; in other processes than the first, be silent."""
+    if not updates.processes.first:
+        yield silent
+        return
+    with run_lock(run.path), mirrored(updates.config.tracking, run, progress) as told:
+        yield told
 
 
 def _resolved(config: TrainConfig, source: Source) -> TrainConfig:
@@ -83,6 +111,7 @@ class Trainer:
         self.run, self.updates, self.online, self.stop, self.progress = run, updates, online, stop, progress
         self.config, self.source, self.model = updates.config, updates.source, updates.model
         self.optimizer, self.meter, self.guard = updates.optimizer, updates.meter, updates.guard
+        self.processes = updates.processes
         self.saver = Saver(run, self.config, self.source, updates.machine, progress)
         self.pending: list[tuple[int, Tensor]] = []  # (step, loss, gradient norm and spike) not looked at yet
         self.last = (math.nan, math.nan)  # loss and gradient norm of the last update looked at
@@ -101,13 +130,15 @@ class Trainer:
         )
         self.model.train()
         self.meter.restart(step)
-        if step == 0 and not self.run.steps:  # a resumed run may go on from a checkpoint of step 0
+        # A resumed run may go on from a checkpoint of step 0. What one process writes, another may not see at once.
+        if step == 0 and self.processes.from_first(not self.run.steps):
             self.boundary(0)
         while step < config.n_steps:
             self.pending.append((step + 1, self.updates(step)))
             step += 1
             self.boundary(step)
         self.saver.settle()
+        self.processes.agree(0)  # to all of them the run is whole
         self.model.eval()
         self.progress(Finished(step, time.perf_counter() - began, self.online_seconds))
 
@@ -121,14 +152,15 @@ class Trainer:
         if evaluate or step % config.log_every == 0 or step in saver.scheduled:
             self.log(step, evaluate)
         self.look(step)
-        stopping = self.stop.signum is not None
-        resumable = stopping or step in saver.resumable
+        stopping = self.processes.agree(self.stop.signum or 0)
+        resumable = stopping > 0 or step in saver.resumable
         if resumable or step in saver.scheduled:
             self.save(step, resumable)
         if stopping:
             saver.settle()
+            self.processes.agree(0)
             self.model.eval()
-            raise Interrupted(self.stop.signum, step, self.run.checkpoint(step))
+            raise Interrupted(stopping, step, self.run.checkpoint(step))
 
     def log(self, step: int, evaluate: bool) -> None:
         """Write a row of metrics: the batch of update `step` before it was made, and the model after it."""
@@ -141,9 +173,10 @@ class Trainer:
             self.guard.unlogged = []
         row |= self.meter.row(step)
         if evaluate:
-            row["val_loss"] = validation_loss(self.model, self.source)
+            row["val_loss"] = validation_loss(self.processes.whole(self.model), self.source, self.processes)
             row |= bits_per_byte(row["val_loss"], self.source, self.config.model.n_ctx)
-        append_metrics(self.run.path, row)
+        if self.processes.first:
+            append_metrics(self.run.path, row)
         self.progress(Logged(row))
         self.meter.restart(step)
 
@@ -157,11 +190,14 @@ class Trainer:
         if step > 0:
             self.checked()
         with self.meter.paused():
-            for analysed in self.online.analyse(self.model, self.run, config, step) if analyse else []:
+            model = self.processes.whole(self.model)
+            if not self.processes.first:
+                return
+            for analysed in self.online.analyse(model, self.run, config, step) if analyse else []:
                 self.online_seconds += analysed.seconds
                 self.progress(analysed)
             if sample:
-                self.online.sample(self.model, self.run, config, step)
+                self.online.sample(model, self.run, config, step)
 
     def checked(self) -> tuple[float, float]:
         """Loss and gradient norm of the last update. Raises DivergenceError if any since the last look was not finite.
@@ -173,9 +209,7 @@ class Trainer:
         values = torch.stack([measured for _, measured in self.pending]).tolist()
         for (step, _), (loss, grad_norm, spike) in zip(self.pending, values, strict=True):
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                append_metrics(self.run.path, {"step": step, "loss": loss, "grad_norm": grad_norm})
-                self.saver.settle()
-                raise diverged(self.run, self.updates, step, loss, grad_norm)
+                raise self.diverged(step, loss, grad_norm, logged=False)
             if spike:
                 self.guard.unlogged.append(step)
                 done = "left out" if self.config.guard_action == "skip" else "made all the same"
@@ -183,12 +217,24 @@ class Trainer:
         self.pending, self.last = [], (loss, grad_norm)
         return self.last
 
+    def diverged(self, step: int, loss: float, grad_norm: float, logged: bool = True) -> DivergenceError:
+        """The error to raise, once the first process has found where it began and written that down."""
+        updates = self.updates.alone()
+        error = DivergenceError(f"training diverged at step {step}; the first process says where")
+        if self.processes.first:
+            if not logged:
+                append_metrics(self.run.path, {"step": step, "loss": loss, "grad_norm": grad_norm})
+            self.saver.settle()
+            error = diverged(self.run, updates, step, loss, grad_norm)
+        self.processes.agree(0)
+        return error
+
     def save(self, step: int, resumable: bool) -> None:
         """Write the checkpoint of `step`, once every loss up to it is known to be finite."""
         with self.meter.paused():
             if step > 0:
                 measured = self.checked()
-                if not finite_weights(self.model):
-                    raise diverged(self.run, self.updates, step, *measured)
+                if not finite_weights(self.model, self.processes):
+                    raise self.diverged(step, *measured)
             self.saver.save(step, self.model, self.optimizer, resumable, self.guard)
             gc.collect(1)  # what piled up since collecting was suspended

@@ -1,6 +1,5 @@
-"""What training runs on: the device, the threads, and in which precision it multiplies."""
+"""What training runs on: the device, the threads, the processes, and in which precision it multiplies."""
 
-import ctypes
 import gc
 import platform
 import sys
@@ -19,7 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 import interp_gpt2
 from interp_gpt2.errors import ConfigError
+from interp_gpt2.memory import keep_freed_memory as keep_freed_memory
 from interp_gpt2.training.config import TrainConfig
+from interp_gpt2.training.distributed import ALONE, Processes, processes_for
 
 # Below this width, casting costs a CPU more than its faster multiplication saves. Measured on one Zen 5 core, forward and
 # backward: d_model 32, 2.6 ms in fp32 and 3.4 in bf16; 64, 47 and 28; 128, 149 and 80; 384, 1,523 and 621.
@@ -35,19 +36,21 @@ class Machine:
     threads: int
     compiled: bool
     micro_batch: int | None = None  # sequences at once; None: the whole batch
+    processes: Processes = ALONE
 
     @classmethod
-    def for_config(cls, config: TrainConfig) -> "Machine":
-        """The machine that `config` asks for. Raises ConfigError for a device that is not here."""
+    def for_config(cls, config: TrainConfig, group: Processes = ALONE) -> "Machine":
+        """The machine that `config` asks for, and its process in `group`. Raises ConfigError for a device that is not here."""
         device = _device(config.device)
         precision = config.precision
         if precision == "auto":
             wide = config.model.d_model >= SMALLEST_D_MODEL_FOR_BF16
             fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and cpu_has_bf16()
             precision = "bf16" if fast and (wide or device.type == "cuda") else "fp32"
-        parts = isinstance(config.micro_batch, int) and config.micro_batch < config.batch_size
+        processes = processes_for(config, group)
+        parts = isinstance(config.micro_batch, int) and config.micro_batch < config.batch_size // processes.world
         micro_batch = config.micro_batch if parts else None
-        return cls(device, precision, config.threads or torch.get_num_threads(), config.compile, micro_batch)
+        return cls(device, precision, config.threads or torch.get_num_threads(), config.compile, micro_batch, processes)
 
     def computing(self) -> AbstractContextManager[Any]:
         """The context for a forward pass in this precision. Weights, residual stream, layer norms and loss stay float32."""
@@ -76,6 +79,8 @@ class Machine:
             "precision": self.precision,
             "compiled": self.compiled,
             "threads": self.threads,
+            "processes": self.processes.world,
+            "parallel": self.processes.parallel,
             **parts,
         }
 
@@ -138,20 +143,6 @@ def frozen_garbage() -> Iterator[None]:
             gc.unfreeze()
         if enabled:
             gc.enable()
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep the memory that each step frees for the next one, for as long as this process lives.
-
-    By default it goes back to the kernel, which hands it out again page by page: 3,300 page faults a step in a model of
-    100,000 parameters, a tenth of its time when two runs train side by side. Does nothing where there is no glibc.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-    libc = ctypes.CDLL(None)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)
-    libc.mallopt(m_mmap_threshold, 32 << 20)  # the largest it takes; bigger tensors are worth a system call
 
 
 # ---------------------------------------------------------------------------------------------------------------------

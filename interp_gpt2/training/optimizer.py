@@ -1,6 +1,7 @@
 """The optimizer, and its state as named tensors that a checkpoint can hold."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,9 +82,8 @@ def restore_optimizer(model: GPT2, optimizer: AnyOptimizer, tensors: Mapping[str
     """The reverse of `optimizer_tensors`. Raises CheckpointError unless every parameter's state is there, and nothing else."""
     if not tensors:
         return
-    owner = {p: part for part in _parts(optimizer) for group in part.param_groups for p in group["params"]}
-    parameters = dict(model.named_parameters())
-    keys = {name: _MUON_STATE if isinstance(owner[p], Muon) else _ADAMW_STATE for name, p in parameters.items()}
+    parameters, owner = dict(model.named_parameters()), _owners(optimizer)
+    keys = _keys(model, optimizer)
     expected = {f"{name}.{key}": p.shape if key != "step" else () for name, p in parameters.items() for key in keys[name]}
     for name in expected.keys() ^ tensors.keys():
         raise CheckpointError(
@@ -96,6 +96,48 @@ def restore_optimizer(model: GPT2, optimizer: AnyOptimizer, tensors: Mapping[str
             )
     for name, parameter in parameters.items():
         owner[parameter].state[parameter] = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in keys[name]}
+
+
+def blank_tensors(model: GPT2, optimizer: AnyOptimizer) -> dict[str, Tensor]:
+    """What `optimizer_tensors` is after a step, all zeros: laid out and spread over processes as the parameters are."""
+    parameters = dict(model.named_parameters())
+    return {
+        f"{name}.{key}": torch.zeros(()) if key == "step" else torch.zeros_like(parameters[name], requires_grad=False)
+        for name, keys in _keys(model, optimizer).items()
+        for key in keys
+    }
+
+
+def parameter_groups(model: GPT2, optimizer: AnyOptimizer) -> list[dict[str, Any]]:
+    """The optimizer's groups, ready for JSON: which parameters are updated by which numbers."""
+    names = {p: name for name, p in model.named_parameters()}
+    return [
+        {key: value for key, value in group.items() if key != "params"} | {"params": [names[p] for p in group["params"]]}
+        for part in _parts(optimizer)
+        for group in part.param_groups
+    ]
+
+
+def check_groups(model: GPT2, optimizer: AnyOptimizer, trainer: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if the parameters were not grouped as now, nor decayed as now, where the checkpoint was written."""
+    if "parameter_groups" not in trainer:  # a checkpoint from before they were written down
+        return
+    both = trainer["parameter_groups"], parameter_groups(model, optimizer)
+    before, now = ([(group["params"], group["weight_decay"]) for group in groups] for groups in both)
+    if before != now:
+        raise CheckpointError(
+            f"the optimizer had {len(before)} groups of parameters, decayed by {[decay for _, decay in before]}; this one has "
+            f"{len(now)}, of other parameters or decayed by {[decay for _, decay in now]}: another version of this code wrote it"
+        )
+
+
+def _keys(model: GPT2, optimizer: AnyOptimizer) -> dict[str, tuple[str, ...]]:
+    owner = _owners(optimizer)
+    return {name: _MUON_STATE if isinstance(owner[p], Muon) else _ADAMW_STATE for name, p in model.named_parameters()}
+
+
+def _owners(optimizer: AnyOptimizer) -> dict[Tensor, torch.optim.Optimizer]:
+    return {p: part for part in _parts(optimizer) for group in part.param_groups for p in group["params"]}
 
 
 def _parts(optimizer: AnyOptimizer) -> tuple[torch.optim.Optimizer, ...]:

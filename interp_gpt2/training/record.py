@@ -11,8 +11,9 @@ from interp_gpt2.errors import RunError
 from interp_gpt2.training.config import TrainConfig
 from interp_gpt2.training.machine import Machine
 
-# What may differ when a run goes on. Device, threads and micro-batch are in the fingerprint: a resumed run says if they changed.
-FREE_ON_RESUME = ("n_steps", "device", "threads", "micro_batch", "tracking")
+# What may differ when a run goes on. Device, threads, micro-batch and processes are in the fingerprint: a resumed run says if
+# they changed.
+FREE_ON_RESUME = ("n_steps", "device", "threads", "micro_batch", "parallel", "tracking")
 VERSIONS_OF_DATA = ("python", "numpy", "notes")  # told with the data, but the same tokens are the same tokens
 
 

@@ -21,13 +21,24 @@ from interp_gpt2.runs.metrics import LOGS, truncate_metrics
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.writing import DIVERGENCE, keep_resumable, rewind, rewrite_settings
 from interp_gpt2.training.config import TrainConfig
+from interp_gpt2.training.distributed import ALONE, Processes
 from interp_gpt2.training.events import Notice, Progress, Saved
 from interp_gpt2.training.guard import Guard
 from interp_gpt2.training.machine import Machine
-from interp_gpt2.training.optimizer import AnyOptimizer, optimizer_tensors, restore_optimizer
+from interp_gpt2.training.optimizer import (
+    AnyOptimizer,
+    blank_tensors,
+    check_groups,
+    optimizer_tensors,
+    parameter_groups,
+    restore_optimizer,
+)
 from interp_gpt2.training.record import check_resumable, differences
 from interp_gpt2.training.schedule import anchor_steps, checkpoint_steps, resume_steps
+from interp_gpt2.training.sharding import load_optimizer
 from interp_gpt2.training.signals import Interrupted
+
+NONE = -1  # the step that a run without checkpoints goes on from
 
 
 class Saver:
@@ -49,14 +60,20 @@ class Saver:
     def save(self, step: int, model: GPT2, optimizer: AnyOptimizer, resumable: bool, guard: Guard | None = None) -> None:
         """Copy the state and begin to write the checkpoint of `step`, once the one before is on disk."""
         self.settle()
+        processes = self.machine.processes
         tokens = step * self.config.tokens_per_step
         resume = None
         if resumable:
             trainer = {"step": step, "tokens": tokens, "fingerprint": self.machine.fingerprint()}
             if guard is not None:
                 trainer["guard"] = guard.state()
-            resume = ResumeState(optimizer_tensors(model, optimizer), trainer)
-        contents = contents_of(step, model.state_dict(), self.config.model, tokens, self.source.tokenizer, resume)
+            trainer["parameter_groups"] = parameter_groups(model, optimizer)
+            state = optimizer_tensors(model, optimizer)
+            resume = ResumeState(state, trainer, processes.save_shards(state, self.run.path, step))
+        weights = processes.weights(model)
+        if not processes.first:
+            return
+        contents = contents_of(step, weights, self.config.model, tokens, self.source.tokenizer, resume)
         copied = self.copies.of(contents)
         arrived = torch.cuda.current_stream().record_event() if model.device.type == "cuda" else None
         self.writing = self.thread.submit(self._write, copied, resumable, arrived)
@@ -107,26 +124,38 @@ class Saver:
 
     def restore(self, model: GPT2, optimizer: AnyOptimizer, guard: Guard | None = None) -> int:
         """Go back to the newest checkpoint that is whole and resumable; what came after it is deleted. Returns its step."""
-        run, settings = self.run, self.run.settings
+        run, settings, processes = self.run, self.run.settings, self.machine.processes
         check_resumable(settings, self.config, self.source)
-        n_steps = settings["config"]["n_steps"]
-        if run.steps:
-            found = run.newest_verified_step(resumable=True)
-            for step, reason in found.skipped:
-                self.progress(Notice(f"step {step} cannot be resumed from: {reason}"))
-            state = restored(run, found.step, model, optimizer, guard)
-            self.say_what_changed(state.trainer["fingerprint"], n_steps)
-            rewound = rewind(run, found.step)
-            if rewound.removed:
-                self.progress(Notice(f"resuming at step {found.step}; {len(rewound.removed)} later checkpoints are made again"))
-        else:  # stopped before the first checkpoint
+        start = processes.from_first(self.newest() if processes.first else NONE)
+        state = None if start == NONE else restored(run, start, model, optimizer, guard, processes)
+        processes.agree(0)  # all have read what the first one rewrites now
+        if processes.first:
+            self.go_back(start, state, settings)
+        return max(start, 0)
+
+    def newest(self) -> int:
+        """The last step that training can go on from; NONE if it stopped before the first checkpoint."""
+        if not self.run.steps:
+            return NONE
+        found = self.run.newest_verified_step(resumable=True)
+        for step, reason in found.skipped:
+            self.progress(Notice(f"step {step} cannot be resumed from: {reason}"))
+        return found.step
+
+    def go_back(self, start: int, state: ResumeState | None, settings: dict[str, Any]) -> None:
+        """Make the run directory what it was at step `start`, and say what is not."""
+        run, n_steps = self.run, settings["config"]["n_steps"]
+        if state is None:
             truncate_metrics(run.path, -1)
+        else:
+            self.say_what_changed(state.trainer["fingerprint"], n_steps)
+            rewound = rewind(run, start)
+            if rewound.removed:
+                self.progress(Notice(f"resuming at step {start}; {len(rewound.removed)} later checkpoints are made again"))
         (run.path / DIVERGENCE).unlink(missing_ok=True)  # it told of updates that are made again
-        start = found.step if run.steps else 0
-        resumed = {"step": start, "n_steps_before": n_steps, "fingerprint": self.machine.fingerprint()}
+        resumed = {"step": max(start, 0), "n_steps_before": n_steps, "fingerprint": self.machine.fingerprint()}
         config = self.config.to_dict()
         rewrite_settings(run, {**settings, "config": config, "resumed": [*settings.get("resumed", []), resumed]})
-        return start
 
     def say_what_changed(self, fingerprint: dict[str, Any], n_steps: int) -> None:
         """Notices for what makes this run another than the one that would have gone on uninterrupted."""
@@ -138,12 +167,23 @@ class Saver:
             self.progress(Notice(f"n_steps was {n_steps}: the learning rate goes on along {along}"))
 
 
-def restored(run: Run, step: int, model: GPT2, optimizer: AnyOptimizer, guard: Guard | None = None) -> ResumeState:
-    """Put a checkpoint's weights and optimizer state into `model` and `optimizer`. Raises CheckpointError if they do not fit."""
-    _, weights = load_weights(run.checkpoint(step))
-    state = load_resume(run.checkpoint(step))
-    model.load_state_dict(weights)
-    restore_optimizer(model, optimizer, state.tensors)
+def restored(
+    run: Run, step: int, model: GPT2, optimizer: AnyOptimizer, guard: Guard | None = None, processes: Processes = ALONE
+) -> ResumeState:
+    """Put a checkpoint's weights and optimizer state into `model` and `optimizer`, or this process's share of them.
+
+    Raises CheckpointError if they do not fit.
+    """
+    directory = run.checkpoint(step)
+    _, weights = load_weights(directory)
+    state = load_resume(directory)
+    processes.put_weights(model, weights)
+    tensors = state.tensors
+    if state.shards or (processes.sharded and tensors):
+        tensors = blank_tensors(model, optimizer)
+        load_optimizer(directory, tensors)
+    check_groups(model, optimizer, state.trainer)
+    restore_optimizer(model, optimizer, tensors)
     if guard is not None:
         guard.restore(state.trainer["guard"])
     return state

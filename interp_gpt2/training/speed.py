@@ -44,7 +44,7 @@ class Meter:
     """A stopwatch for steps; what is neither reading data nor computing updates is left out of it."""
 
     def __init__(self, config: TrainConfig, machine: Machine) -> None:
-        self.config, self.device = config, machine.device
+        self.config, self.device, self.world = config, machine.device, machine.processes.world
         self.matmul: MeasuredMatmul = measured_matmul(machine.device, machine.precision, machine.threads)
         self.datasheet = datasheet_flops(device_name(machine.device), machine.precision)
         self.restart(0)
@@ -73,7 +73,8 @@ class Meter:
 
         `tokens_per_s`; `mfu_palm`, the PaLM formula's operations over the datasheet's peak (absent where there is none);
         `mfu_causal`, the causal operations over the measured product's speed; `peak_memory_bytes` of the process, or of
-        its tensors on the GPU; `data_share`, the part of the time in which the loop waited for batches.
+        its tensors on the GPU; `data_share`, the part of the time in which the loop waited for batches. Of several processes
+        `tokens_per_s` is that of all together, utilisation that of each on average, the rest that of the first.
         """
         if step <= self.step:
             return {}
@@ -81,6 +82,7 @@ class Meter:
         speed = (step - self.step) * self.config.tokens_per_step / seconds
         model = self.config.model
         row = {"tokens_per_s": round(speed, 1)}
+        speed /= self.world  # of one device
         if self.datasheet is not None:
             row["mfu_palm"] = round(speed * palm_flops_per_token(model) / self.datasheet, 4)
         row["mfu_causal"] = round(speed * causal_flops_per_token(model) / self.matmul.flops_per_s, 4)

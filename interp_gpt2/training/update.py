@@ -14,6 +14,7 @@ from interp_gpt2.errors import ConfigError, DataError
 from interp_gpt2.inputs import trusted_tokens
 from interp_gpt2.model import GPT2
 from interp_gpt2.training.config import TrainConfig
+from interp_gpt2.training.distributed import ALONE
 from interp_gpt2.training.guard import Guard
 from interp_gpt2.training.machine import Machine
 from interp_gpt2.training.optimizer import AnyOptimizer, make_optimizer, skip_where
@@ -47,10 +48,11 @@ class Updates:
         self, model: GPT2, optimizer: AnyOptimizer, config: TrainConfig, source: Source, machine: Machine, meter: Meter
     ) -> None:
         self.model, self.optimizer, self.config, self.source = model, optimizer, config, source
-        self.machine, self.meter = machine, meter
+        self.machine, self.meter, self.processes = machine, meter, machine.processes
         self.loss = NextTokenLoss(model)
-        if config.compile:
+        if config.compile and not self.processes.sharded:
             self.loss.compile(dynamic=False)
+        self.loss = self.processes.wrap(self.loss)
         self.guard = Guard(config.guard_z, config.guard_window, machine.device) if config.guard_z else None
         self.no_spike = torch.zeros((), device=machine.device)
         self.broken = torch.zeros((), device=machine.device)  # 1 from the first loss or gradient on that is not finite
@@ -66,8 +68,9 @@ class Updates:
             tokens = self.tokens_of(step)
         self.seed_dropout(step)
         self.optimizer.zero_grad()
-        loss = self.backward(tokens)
+        loss = self.processes.mean(self.backward(tokens))
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = self.processes.norm(norm)
         measured = torch.stack((loss, norm))
         spike = self.no_spike if self.guard is None else self.guard.judge(measured)
         self.broken = torch.maximum(self.broken, 1 - measured.isfinite().all().to(measured.dtype))
@@ -81,14 +84,22 @@ class Updates:
         return torch.stack((loss, norm, spike))
 
     def seed_dropout(self, step: int) -> None:
-        """Like the batch, dropout is a function of (seed, step) alone: no checkpoint needs the state of a generator."""
+        """Like the batch, dropout is a function of (seed, step) alone: no checkpoint needs the state of a generator.
+
+        And of the rank: sequences in different processes are not to lose the same values.
+        """
         if self.config.model.dropout:
-            torch.manual_seed(int(rng_at(self.config.seed, step, DROPOUT).integers(2**63)))
+            rng = rng_at(self.config.seed, step, DROPOUT)
+            seeds = [int(rng.integers(2**63)) for _ in range(self.processes.world)]
+            torch.manual_seed(seeds[self.processes.rank])
 
     def tokens_of(self, step: int) -> Int[Tensor, "batch pos+1"]:
-        """The batch of a step, on the device. Raises DataError for tokens that the model has no embedding for."""
-        config = self.config
-        tokens = self.source.batch(step, config.batch_size, config.model.n_ctx, config.seed)
+        """This process's share of the batch of a step, on the device.
+
+        Raises DataError for tokens that the model has no embedding for.
+        """
+        config, processes = self.config, self.processes
+        tokens = self.source.batch(step, config.batch_size, config.model.n_ctx, config.seed, processes.rank, processes.world)
         if tokens.device.type == "cpu":  # looked at here, where nothing has to be waited for
             ids = tokens.numpy()
             if ids.min() < 0 or ids.max() >= config.model.d_vocab:
@@ -99,15 +110,29 @@ class Updates:
             tokens = tokens.pin_memory()
         return tokens.to(self.machine.device, non_blocking=True)
 
-    def backward(self, tokens: Int[Tensor, "batch pos+1"]) -> Float[Tensor, ""]:
-        """The mean loss of a batch; its gradient is added to that of the weights, micro-batch by micro-batch."""
+    def backward(self, tokens: Int[Tensor, "batch pos+1"], averaged: bool = True) -> Float[Tensor, ""]:
+        """The mean loss of a share; its gradient is added to that of the weights, micro-batch by micro-batch.
+
+        With the last one it becomes the mean over all processes, if it is to be `averaged`.
+        """
         losses = []
-        for part in tokens.split(self.machine.micro_batch or len(tokens)):
-            with self.machine.computing(), trusted_tokens():
-                loss = self.loss(part) * (len(part) / len(tokens))
-            loss.backward()
+        parts = tokens.split(self.machine.micro_batch or len(tokens))
+        for number, part in enumerate(parts, start=1):
+            with self.processes.averaging(self.loss, averaged and number == len(parts)):
+                with self.machine.computing(), trusted_tokens():
+                    loss = self.loss(part) * (len(part) / len(tokens))
+                loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
+
+    def alone(self) -> "Updates":
+        """The same ones by this process alone, on the whole model and batches, to look into. Every process must ask."""
+        processes = self.processes
+        if processes.world == 1:
+            return self
+        share = self.machine.micro_batch or self.config.batch_size // processes.world
+        machine = replace(self.machine, processes=ALONE, micro_batch=share)
+        return Updates(processes.whole(self.model), self.optimizer, self.config, self.source, machine, self.meter)
 
     def try_micro_batch(self, n: int) -> None:
         """Use as much memory as updates with micro-batches of `n` sequences do. Whatever that raises says that it is too much."""
@@ -116,7 +141,7 @@ class Updates:
         try:
             tokens = torch.zeros(n, config.model.n_ctx + 1, dtype=torch.long, device=self.machine.device)
             for _ in range(2):  # the second time beside the gradient of the first
-                self.backward(tokens)
+                self.backward(tokens, averaged=False)  # another process may have failed, and would not answer
         finally:
             self.optimizer.zero_grad()
             del moments
@@ -125,10 +150,13 @@ class Updates:
 def new_updates(config: TrainConfig, source: Source, machine: Machine) -> Updates:
     """Those of a model at its initialisation, with the micro-batch found if it is "auto". Raises ConfigError if nothing fits."""
     model = GPT2(config.model, seed=config.seed, device=machine.device)
+    processes = machine.processes
+    processes.spread(model, config.compile)
     updates = Updates(model, make_optimizer(model, config), config, source, machine, Meter(config, machine))
     if config.micro_batch == "auto":
-        found = largest_micro_batch(updates.try_micro_batch, config.batch_size)
-        updates.machine = replace(machine, micro_batch=found if found < config.batch_size else None)
+        share = config.batch_size // processes.world
+        found = -processes.agree(-largest_micro_batch(updates.try_micro_batch, share))
+        updates.machine = replace(machine, micro_batch=found if found < share else None)
     return updates
 
 

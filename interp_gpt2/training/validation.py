@@ -7,24 +7,28 @@ import torch.nn.functional as F
 
 from interp_gpt2.data.source import Source
 from interp_gpt2.model import GPT2
+from interp_gpt2.training.distributed import ALONE, Processes
 
 TOKENS_AT_ONCE = 8192  # keeps activations in cache on a CPU; the loss does not depend on it beyond rounding
 
 
 @torch.no_grad()
-def validation_loss(model: GPT2, source: Source) -> float:
+def validation_loss(model: GPT2, source: Source, processes: Processes = ALONE) -> float:
     """Mean loss in nats per token over the source's whole held-out split, always in float32.
 
     It averages the predictions made at `source.scored_positions`, the ones its references are of: every position of a
-    text, the second half of a Markov chain. A checkpoint's reader measures the same, whatever precision trained it.
+    text, the second half of a Markov chain. A checkpoint's reader measures the same, whatever precision trained it, and
+    however many `processes` take turns at the batches: losses are added up in float64.
     """
     n_ctx = model.config.n_ctx
     scored = source.scored_positions(n_ctx)
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=model.device)
-    n = 0
-    for tokens in source.validation(n_ctx, max(1, TOKENS_AT_ONCE // n_ctx)):
+    n = torch.zeros_like(total)
+    for number, tokens in enumerate(source.validation(n_ctx, max(1, TOKENS_AT_ONCE // n_ctx))):
+        if number % processes.world != processes.rank:
+            continue
         tokens = tokens.to(model.device)
         logits = model(tokens[:, :-1])[:, scored.start : scored.stop : scored.step]  # (batch, scored, d_vocab)
         targets = tokens[:, 1:][:, scored.start : scored.stop : scored.step]
@@ -32,7 +36,8 @@ def validation_loss(model: GPT2, source: Source) -> float:
         total += losses.sum(dtype=torch.float64)
         n += losses.numel()
     model.train(was_training)
-    return total.item() / n
+    total, n = processes.mean(torch.stack((total, n))).tolist()
+    return total / n
 
 
 def bits_per_byte(val_loss: float, source: Source, n_ctx: int) -> dict[str, float]:
