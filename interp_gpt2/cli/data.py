@@ -94,7 +94,9 @@ class _Shown:
         return self
 
     def __call__(self, progress: "Progress") -> None:
-        self.line = f"{progress.n_tokens:,}{self.of} tokens, {progress.n_documents:,} documents, {progress.tokens_per_s:,.0f} tok/s"
+        self.line = (
+            f"{progress.n_tokens:,}{self.of} tokens, {progress.n_documents:,} documents, {progress.tokens_per_s:,.0f} tok/s"
+        )
         if self.live:
             print(f"\r\x1b[K{self.line}", end="", file=sys.stderr, flush=True)
         elif time.monotonic() - self.shown > 10:

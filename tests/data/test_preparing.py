@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from interp_gpt2.errors import DataError, TokenizerError
 from interp_gpt2.tokenizers import BPETokenizer, load_tokenizer
 
 TEXTS = [f"Document {i} ☃ {'very ' * (i % 9)}long" for i in range(3000)]
+TENTH = Validation(share=0.1)
 BYTES = Preparation("byte", n_threads=2, shard_tokens=9000)
 
 
@@ -31,7 +33,7 @@ def reader(tmp_path) -> FileReader:
     return reader_of(tmp_path / "documents.jsonl", TEXTS)
 
 
-def reader_of(path: Path, texts: list[str], validation: Validation | None = Validation(share=0.1)) -> FileReader:
+def reader_of(path: Path, texts: list[str], validation: Validation = TENTH) -> FileReader:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return replace(file_reader(path, validation=validation), chunk_characters=1000)
 
@@ -149,7 +151,7 @@ def test_a_directory_begun_otherwise_in_use_or_with_other_files_is_refused(reade
     with pytest.raises(DataError, match="begun with max_tokens None, which is now 7"):
         prepare(reader, tmp_path / "out", replace(BYTES, max_tokens=7))
     reader.paths[0].write_text(json.dumps({"text": "another"}) + "\n")
-    with pytest.raises(DataError, match="begun with reader .*documents.jsonl"):
+    with pytest.raises(DataError, match=r"begun with reader .*documents.jsonl"):
         prepare(reader, tmp_path / "out", BYTES)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not delete")
@@ -167,7 +169,7 @@ def test_what_is_incomplete_or_altered_is_not_read(reader, tmp_path):
     prepare(reader, out, BYTES)
     record = json.loads((out / RECORD).read_text())
     (out / RECORD).write_text(json.dumps({**record, "complete": False}))
-    with pytest.raises(DataError, match="is not complete: it has .* training tokens so far"):
+    with pytest.raises(DataError, match=r"is not complete: it has .* training tokens so far"):
         open_prepared(out)
     (out / RECORD).write_text(json.dumps(record))
     shard = out / "train-00001.tokens"
@@ -176,12 +178,12 @@ def test_what_is_incomplete_or_altered_is_not_read(reader, tmp_path):
     with pytest.raises(DataError, match=r"train-00001.tokens was cut short"):
         open_prepared(out)
     shard.write_bytes((out / "train-00002.tokens").read_bytes())
-    with pytest.raises(DataError, match="is not the file that prepared.json names"):
+    with pytest.raises(DataError, match=r"is not the file that prepared.json names"):
         open_prepared(out)
     shard.unlink()
     with pytest.raises(DataError, match="train-00001"):
         open_prepared(out)
-    with pytest.raises(DataError, match="train-00001.tokens is gone"):
+    with pytest.raises(DataError, match=r"train-00001.tokens is gone"):
         prepare(reader, out, BYTES)
     for damage in ("", "{", "[]", json.dumps({**record, "format": "2"}), json.dumps({**record, "surprise": 1})):
         (out / RECORD).write_text(damage)
@@ -215,9 +217,9 @@ def test_copies_of_a_document_stay_on_one_side(tmp_path):
 def test_empty_documents_are_left_out_and_counted_and_too_few_to_hold_out_are_refused(tmp_path):
     reader = reader_of(tmp_path / "d.jsonl", [*TEXTS[:50], "", " \n", *TEXTS[50:100]])
     assert prepare(reader, tmp_path / "out", BYTES).n_empty == 2
-    assert sorted(sum(documents_in(tmp_path / "out").values(), [])) == sorted(TEXTS[:100])
+    assert sorted(chain(*documents_in(tmp_path / "out").values())) == sorted(TEXTS[:100])
     few = reader_of(tmp_path / "few.jsonl", TEXTS[:3], Validation(share=0.001))
-    with pytest.raises(DataError, match="none of the 3 documents was held out .* --validation 10"):
+    with pytest.raises(DataError, match=r"none of the 3 documents was held out .* --validation 10"):
         prepare(few, tmp_path / "few", BYTES)
 
 
@@ -241,12 +243,12 @@ def test_a_full_disk_is_named_and_what_was_written_goes_on(reader, tmp_path, mon
     append = StreamWriter.append
     with monkeypatch.context() as patch:
         patch.setattr(StreamWriter, "append", full)
-        with pytest.raises(DataError, match="No space left on device.*the same command goes on"):
+        with pytest.raises(DataError, match=r"No space left on device.*the same command goes on"):
             prepare(reader, tmp_path / "out", BYTES)
     assert read_record(tmp_path / "out").n_train_tokens > 0
     assert not list((tmp_path / "out").glob(".*.tmp"))
     prepare(reader, tmp_path / "out", BYTES)
-    assert sorted(sum(documents_in(tmp_path / "out").values(), [])) == sorted(TEXTS)
+    assert sorted(chain(*documents_in(tmp_path / "out").values())) == sorted(TEXTS)
 
 
 def test_a_bpe_is_trained_on_the_training_part_and_saved_with_the_shards(reader, tmp_path):
@@ -303,7 +305,7 @@ def test_samples_of_published_corpora_give_tiktokens_tokens(shared_data, tmp_pat
         directory = tmp_path / name.replace("/", "-")
         prepare(reader_for(str(shared_data / name), validation=Validation(first=5)), directory, Preparation("gpt2", n_threads=2))
         _, train, held_out = open_prepared(directory)
-        encoded = [theirs.encode_ordinary(text) + [theirs.eot_token] for text in texts]
+        encoded = [[*theirs.encode_ordinary(text), theirs.eot_token] for text in texts]
         np.testing.assert_array_equal(held_out.head(10**7), np.concatenate(encoded[:5]))
         np.testing.assert_array_equal(train.head(10**7), np.concatenate(encoded[5:]))
         assert train.shards[0].tokens.dtype == np.uint16

@@ -1,6 +1,7 @@
 """Files of any kind give their documents in order, and from any cursor on exactly those that come next."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow
@@ -49,7 +50,7 @@ def test_every_document_is_read_once_in_order_and_numbered(reader):
     chunks = list(reader.chunks(None))
     assert texts_of(chunks) == TEXTS
     assert len(chunks) > 20
-    for chunk, after in zip(chunks, chunks[1:], strict=False):
+    for chunk, after in pairwise(chunks):
         assert chunk.first + len(chunk.texts) == after.first == chunk.cursor["document"]
 
 
@@ -87,7 +88,7 @@ def test_a_long_text_is_parted_where_words_end_and_nothing_is_lost(tmp_path):
     held_out = "".join(texts_of([chunk for chunk in chunks if chunk.held_out]))
     assert len(held_out) == pytest.approx(len(LONG) / 4, rel=0.1)
     assert [chunk.held_out for chunk in chunks] == sorted(chunk.held_out for chunk in chunks)
-    for left, right in zip(chunks, chunks[1:], strict=False):
+    for left, right in pairwise(chunks):
         if left.held_out == right.held_out:
             assert not left.texts[0][-1].isspace()
             assert right.texts[0][0] == "\n"
@@ -156,7 +157,7 @@ def test_validation_is_read_from_a_share_or_a_number():
     assert Validation.parse("0.05") == Validation(share=0.05)
     assert Validation.parse("2000") == Validation(first=2000)
     for wrong in ("", "-1", "1.0", "0", "many", "5%"):
-        with pytest.raises(DataError, match="a share of the|a share of them"):
+        with pytest.raises(DataError, match="a share of the"):
             Validation.parse(wrong)
 
 
@@ -194,9 +195,9 @@ def test_folders_and_names_that_would_be_guessed_at_are_refused(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"text": "x"}')
     with pytest.raises(DataError, match=r"holds .jsonl, .txt files; give the folder or file of one kind"):
         file_reader(tmp_path)
-    with pytest.raises(DataError, match="one long text .* hold out a share"):
+    with pytest.raises(DataError, match=r"one long text .* hold out a share"):
         file_reader(tmp_path / "a.txt", validation=Validation(first=3))
-    with pytest.raises(DataError, match="no file or folder at 'nowhere'; .* tinystories, fineweb-edu, or hf:owner/name"):
+    with pytest.raises(DataError, match=r"no file or folder at 'nowhere'; .* tinystories, fineweb-edu, or hf:owner/name"):
         reader_for("nowhere")
     with pytest.raises(DataError, match="leave out --validation"):
         reader_for("python-docs", validation=Validation(first=3))
