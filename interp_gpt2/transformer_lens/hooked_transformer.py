@@ -21,6 +21,7 @@ from interp_gpt2.transformer_lens.config import HookedTransformerConfig, gpt2_co
 from interp_gpt2.transformer_lens.hook_points import edits_of
 from interp_gpt2.transformer_lens.hooked_root import HookedRoot, NamesFilter
 from interp_gpt2.transformer_lens.past_key_value_caching import HookedTransformerKeyValueCache
+from interp_gpt2.transformer_lens.refused import METHODS, refusal
 from interp_gpt2.transformer_lens.sampling import Sampling
 from interp_gpt2.transformer_lens.slices import Slice, SliceInput
 from interp_gpt2.transformer_lens.text import Side, Text
@@ -354,6 +355,11 @@ class HookedTransformer(Sampling, Text, HookedRoot):
 
     def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
         self.cfg.use_hook_mlp_in = use_hook_mlp_in
+
+    def __getattr__(self, name: str) -> Any:
+        if name in METHODS:
+            raise AttributeError(refusal("the drop-in's HookedTransformer", name, METHODS))
+        return super().__getattr__(name)
 
     def __repr__(self) -> str:
         return f"HookedTransformer({asdict(self.cfg)})"

@@ -11,6 +11,7 @@ from torch import Tensor
 from interp_gpt2.errors import HookNameError, InterpGPT2Error, ShapeError, TokenizerError
 from interp_gpt2.hooks import full_name, tl_name
 from interp_gpt2.model import ACTIVATIONS
+from interp_gpt2.transformer_lens.refused import UTILS, refusal
 from interp_gpt2.transformer_lens.slices import Slice as Slice
 from interp_gpt2.transformer_lens.slices import SliceInput as SliceInput
 from interp_gpt2.transformer_lens.tokenizing import get_input_with_manually_prepended_bos as get_input_with_manually_prepended_bos
@@ -27,41 +28,10 @@ if TYPE_CHECKING:
 USE_DEFAULT_VALUE: None = None  # what prepend_bos and padding_side are when the model's own settings shall hold
 
 
-_INITIALISED = "GPT2(config, seed=), initialised as GPT-2 is"
-
-# What TransformerLens's utils have and these have not, and what does the same.
-INSTEAD = {
-    "get_dataset": "datasets.load_dataset, which says what it downloads",
-    "download_file_from_hf": "huggingface_hub.hf_hub_download",
-    "clear_huggingface_cache": "the command `hf cache`",
-    "print_gpu_mem": "torch.cuda.memory_allocated()",
-    "sample_logits": "interp_gpt2.generation.sample",
-    "composition_scores": "model.all_composition_scores, or interp_gpt2.analysis.circuits",
-    "get_tokenizer_with_bos": "prepend_bos=True where text is passed, or get_input_with_manually_prepended_bos",
-    "get_nested_attr": "operator.attrgetter(path)(model)",
-    "set_nested_attr": "setattr on what operator.attrgetter(path)(model) finds",
-    "filter_dict_by_prefix": "a dict comprehension",
-    "get_cumsum_along_dim": "torch.cumsum",
-    "repeat_along_head_dimension": "tensor.unsqueeze(-2).expand",
-    "get_offset_position_ids": "attention_mask=, from which the model counts positions",
-    "check_structure": "torch.testing.assert_close",
-    "is_library_available": "importlib.util.find_spec",
-    "solu": "a model of GPT-2's activations: gelu_new, gelu or relu",
-    "override_or_use_default_value": "the argument itself: None stands for the model's setting",
-    "LocallyOverridenDefaults": "the arguments prepend_bos= and padding_side= of each call",
-    "warn_if_mps": "nothing: no model is moved to MPS by itself",
-    "calc_fan_in_and_fan_out": _INITIALISED,
-    "init_xavier_uniform_": _INITIALISED,
-    "init_xavier_normal_": _INITIALISED,
-    "init_kaiming_uniform_": _INITIALISED,
-    "init_kaiming_normal_": _INITIALISED,
-}
-
-
 def __getattr__(name: str) -> NoReturn:
     raise AttributeError(
-        f"interp_gpt2.transformer_lens.utils has no {name!r}; use {INSTEAD[name]}"
-        if name in INSTEAD
+        refusal("interp_gpt2.transformer_lens.utils", name, UTILS)
+        if name in UTILS
         else f"interp_gpt2.transformer_lens.utils has no {name!r}; it has {', '.join(sorted(_NAMES))}"
     )
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from interp_gpt2.errors import CheckpointError, ConfigError, ContextLengthError, TokenError
+from interp_gpt2.folding import refactor_factored_attn_matrices
 from interp_gpt2.transformer_lens import HookedTransformer, HookedTransformerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -220,6 +221,27 @@ def test_processing_weights_is_transformerlenss(make_pair):
         return [model(TEXT), model.W_Q, model.W_U, model.b_U, model.b_O, model.cfg.normalization_type, sorted(state)]
 
     pair.both(code)
+
+
+def test_refactored_heads_are_transformerlenss_but_for_signs(make_pair):
+    pair = make_pair(processed=False)
+
+    def code(lens, model):
+        model.process_weights_(True, True, True, True)  # the fourth is refactor_factored_attn_matrices
+        logits, cache = model.run_with_cache(TEXT)
+        return [
+            logits, cache["pattern", 1], cache["attn_scores", 1], model.b_O, model.b_V, model.QK.AB, model.OV.AB,
+            model.W_Q.norm(dim=2), model.W_V.abs(), model.W_O.abs(),
+        ]  # fmt: skip
+
+    pair.both(code)
+
+
+def test_from_pretrained_refactors_heads_when_asked(markov_run):
+    options = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
+    hooked = HookedTransformer.from_pretrained(markov_run.path, refactor_factored_attn_matrices=True, **options)
+    state = refactor_factored_attn_matrices(markov_run.model()).state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in hooked.model.state_dict().items())
 
 
 def test_the_dtype_in_the_config_is_the_models(pair):
