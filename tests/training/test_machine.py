@@ -1,6 +1,5 @@
 """Where training runs and how it multiplies."""
 
-import platform
 import threading
 
 import pytest
@@ -12,7 +11,7 @@ from interp_gpt2.errors import ConfigError
 from interp_gpt2.model import GPT2
 from interp_gpt2.training import machine
 from interp_gpt2.training.config import TrainConfig
-from interp_gpt2.training.machine import Bf16Linears, Machine, cpu_threads, keep_freed_memory
+from interp_gpt2.training.machine import Bf16Linears, Machine, cpu_threads
 from interp_gpt2.training.signals import stop_requests
 
 SMALL = GPT2Config(n_layers=2, n_heads=2, d_model=32, d_vocab=20, n_ctx=16)
@@ -76,22 +75,6 @@ def test_threads_are_set_for_the_block_only():
     with cpu_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tells glibc's malloc what to keep")
-def test_memory_that_is_kept_is_not_asked_for_again():
-    import resource
-
-    keep_freed_memory()
-
-    def step() -> None:
-        _ = [torch.ones(1 << 20) for _ in range(8)]  # 4 MB each, all freed at the end
-
-    for _ in range(3):
-        step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    step()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 4000, "8,192 pages, had they been given back"
 
 
 def test_outside_the_main_thread_no_signal_is_handled():
