@@ -129,9 +129,7 @@ class Group(Processes):
             self.agree(0)
 
     def wrap(self, loss: nn.Module) -> nn.Module:
-        # Unused parameters there are none. But only so does DDP keep the buckets it began with; otherwise it orders them anew
-        # after the first step, and a resumed run would add up its first gradient in another order than the one that went on.
-        return nn.parallel.DistributedDataParallel(loss, find_unused_parameters=True, gradient_as_bucket_view=True)
+        return nn.parallel.DistributedDataParallel(loss, gradient_as_bucket_view=True)
 
     def averaging(self, loss: nn.Module, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last else loss.no_sync()

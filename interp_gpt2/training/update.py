@@ -134,6 +134,16 @@ class Updates:
         machine = replace(self.machine, processes=ALONE, micro_batch=share)
         return Updates(processes.whole(self.model), self.optimizer, self.config, self.source, machine, self.meter)
 
+    def rehearse(self) -> None:
+        """Add up a gradient once, for nothing.
+
+        After its first one DDP puts the gradients into other buckets, in the order they came in. That is the order in which
+        they are added up: a resumed run would begin in another one than that in which the uninterrupted run went on.
+        """
+        share = self.config.batch_size // self.processes.world
+        self.backward(torch.zeros(share, self.config.model.n_ctx + 1, dtype=torch.long, device=self.machine.device))
+        self.optimizer.zero_grad()
+
     def try_micro_batch(self, n: int) -> None:
         """Use as much memory as updates with micro-batches of `n` sequences do. Whatever that raises says that it is too much."""
         config, parameters = self.config, list(self.model.parameters())
@@ -157,6 +167,8 @@ def new_updates(config: TrainConfig, source: Source, machine: Machine) -> Update
         share = config.batch_size // processes.world
         found = -processes.agree(-largest_micro_batch(updates.try_micro_batch, share))
         updates.machine = replace(machine, micro_batch=found if found < share else None)
+    if processes.world > 1:
+        updates.rehearse()
     return updates
 
 
