@@ -1,4 +1,4 @@
-"""A pass leaves nothing behind, and a cache holds what it keeps and no more: memory.py, and what it is held against."""
+"""A pass leaves nothing behind, and a cache holds what it keeps and no more, as memory.py counts it."""
 
 import gc
 import platform
@@ -15,7 +15,6 @@ from interp_gpt2.config import GPT2Config
 from interp_gpt2.hooks import Part
 from interp_gpt2.memory import keep_freed_memory, peak_memory
 from interp_gpt2.model import GPT2
-
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/statm")
 
