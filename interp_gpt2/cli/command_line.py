@@ -4,12 +4,14 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 import interp_gpt2
 from interp_gpt2.cli.parse import UsageError, parse
-from interp_gpt2.errors import CheckpointError, CheckpointWriteError, DivergenceError, InterpGPT2Error
+from interp_gpt2.errors import CheckpointError, CheckpointWriteError, DivergenceError, InterpGPT2Error, ProcessLostError
+from interp_gpt2.training.launch import place
 from interp_gpt2.training.signals import Interrupted
 
 # name: what it does. The class that does it is the only one of its module with a `run` of its own.
@@ -27,7 +29,7 @@ COMMANDS = {
     "doctor": "versions, devices and files this installation has",
 }
 
-USAGE, DIVERGED, FILES, INTERRUPTED = 2, 3, 4, 130  # beside 0, and 1 for a bug
+USAGE, DIVERGED, FILES, LOST, INTERRUPTED, TERMINATED = 2, 3, 4, 5, 130, 143  # beside 0, and 1 for a bug
 
 
 def run_command(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +65,8 @@ def exit_code(error: InterpGPT2Error) -> int:
     """What the shell is told of a refusal."""
     if isinstance(error, (CheckpointError, CheckpointWriteError)):
         return FILES
+    if isinstance(error, ProcessLostError):
+        return LOST
     return DIVERGED if isinstance(error, DivergenceError) else USAGE
 
 
@@ -110,6 +114,22 @@ def overview() -> str:
     )
 
 
+def leave(code: int) -> None:
+    """End this process, one of several, at once: with a group of processes torn apart, Python's own ending may abort it.
+
+    When one ends with an error `torchrun` ends the rest, so the first one, which says what happened, goes first.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and place().rank:
+        time.sleep(1)
+    os._exit(code)
+
+
 def _refuse(problem: object, code: int) -> int:
-    print(f"interp-gpt2: {' '.join(str(problem).split())}", file=sys.stderr)
+    here = place()
+    if here.rank and code in (DIVERGED, INTERRUPTED, TERMINATED):
+        return code  # it happened to all of the processes, and the first one says so
+    who = "interp-gpt2" if here.world == 1 else f"interp-gpt2, process {here.rank} of {here.world}"
+    print(f"{who}: {' '.join(str(problem).split())}", file=sys.stderr)
     return code

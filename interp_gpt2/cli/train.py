@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from interp_gpt2.cli.parse import UsageError, option
+from interp_gpt2.training.launch import place
 
 if TYPE_CHECKING:
     from interp_gpt2.training.config import TrainConfig
@@ -97,8 +98,9 @@ class Train:
         config, out = self.config(), self.directory()
         with TrainingBars([out.name]) as bars:
             run = train(config, out, self.resume, self.overwrite, lambda event: bars(out.name, event))
-        print(f"wrote {run.path}: {len(run.steps)} checkpoints")
-        print(f"next: interp-gpt2 report {run.path}")
+        if place().rank == 0:
+            print(f"wrote {run.path}: {len(run.steps)} checkpoints")
+            print(f"next: interp-gpt2 report {run.path}")
 
     def config(self) -> "TrainConfig":
         """The recipe, or on --resume what the run was begun with, changed by the options given."""

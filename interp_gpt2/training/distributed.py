@@ -9,7 +9,6 @@ ends without a word, the next thing that the others want to tell each other fail
 """
 
 import gc
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from interp_gpt2.errors import ConfigError, ProcessLostError
 from interp_gpt2.model import GPT2
 from interp_gpt2.training.config import TrainConfig
+from interp_gpt2.training.launch import place
 
 # Weights, gradients and AdamW's two moments take 16 bytes a parameter in each process with "ddp": 2 GB for the small GPT-2.
 SHARDED_FROM = 300_000_000  # parameters: GPT-2 medium and larger
@@ -121,7 +121,7 @@ class Group(Processes):
 
     @contextmanager
     def first_on_each_machine(self) -> Iterator[None]:
-        is_first = _local_rank() == 0
+        is_first = place().local_rank == 0
         if not is_first:
             self.agree(0)
         yield
@@ -201,12 +201,6 @@ def processes_for(config: TrainConfig, group: Processes) -> Processes:
 # Coming together, and leaving.
 
 
-def n_processes() -> int:
-    """How many `torchrun` has started; 1 without it."""
-    started = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    return int(os.environ["WORLD_SIZE"]) if started else 1
-
-
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
     """The processes that `torchrun` has started, this one among them, for the length of the block; else this one alone.
@@ -215,26 +209,27 @@ def joined(device: str) -> Iterator[Processes]:
     must be out of reach when it ends: gloo's threads now and then abort a process that outlives its group.
     Raises ConfigError for a numbered GPU, ProcessLostError when another process ends.
     """
-    if n_processes() == 1:
+    here = place()
+    if here.world == 1:
         yield ALONE
         return
     if ":" in device:
-        raise ConfigError(f"device={device!r} is one GPU for {n_processes()} processes; 'cuda' gives each its own")
+        raise ConfigError(f"device={device!r} is one GPU for {here.world} processes; 'cuda' gives each its own")
     gpus = device != "cpu" and torch.cuda.is_available()
     if gpus:
-        torch.cuda.set_device(_local_rank())
-    theirs = not dist.is_initialized()
-    with _losses_named():
-        if theirs:
+        torch.cuda.set_device(here.local_rank)
+    ours = not dist.is_initialized()
+    with _losses_named(here.world):
+        if ours:
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
         yield Group(dist.get_rank(), dist.get_world_size())
-    if theirs:  # not after an error, whose traceback may hold the model: the process is about to end
+    if ours:  # not after an error, whose traceback may hold the model: the process is about to end
         gc.collect()
         dist.destroy_process_group()
 
 
 @contextmanager
-def _losses_named() -> Iterator[None]:
+def _losses_named(world: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -243,9 +238,8 @@ def _losses_named() -> Iterator[None]:
             raise
         reason = words.strip().splitlines()[0]
         raise ProcessLostError(
-            f"process {os.environ['RANK']} of {n_processes()} has lost another one, which has ended or cannot be reached "
-            f"({reason}); what that one said last tells why; the same command with --resume goes on from the last checkpoint "
-            "that can be resumed from"
+            f"another of the {world} processes has ended or cannot be reached ({reason}); its own last words say why; the same "
+            "command with --resume goes on from the last checkpoint that can be resumed from"
         ) from error
 
 
@@ -253,7 +247,3 @@ def check_batch(config: TrainConfig, world: int) -> None:
     """Raises ConfigError unless every process gets as many sequences."""
     if config.batch_size % world:
         raise ConfigError(f"batch_size={config.batch_size} cannot be shared equally by {world} processes")
-
-
-def _local_rank() -> int:
-    return int(os.environ["LOCAL_RANK"])
