@@ -99,8 +99,11 @@ def test_no_weight_is_copied_for_them(hooked, runs):
     assert cache.model is hooked
     assert {id(weight) for weight in hooked.parameters()} == {id(weight) for weight in ours.parameters()}
     seen = [hooked.W_E, hooked.W_U, hooked.W_pos, hooked.ln_final.w]
-    for block in hooked.blocks:
-        seen += [block.attn.W_Q, block.attn.W_K, block.attn.W_V, block.attn.W_O, block.mlp.W_in, block.mlp.W_out, block.ln1.w]
+    for layer, block in enumerate(hooked.blocks):
+        for part, names in ((block.attn, ("W_Q", "W_K", "W_V", "W_O")), (block.mlp, ("W_in", "W_out"))):
+            seen += [getattr(part, name) for name in names]
+            assert all(torch.equal(getattr(part, name), getattr(ours, name)[layer]) for name in names)
+        seen.append(block.ln1.w)
     assert storages(seen) <= storages(ours.parameters())
     before = cache.get_neuron_results(1)
     with torch.no_grad():
