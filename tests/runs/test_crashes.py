@@ -48,12 +48,12 @@ def write_for_ever(run_dir: Path, acknowledged: Any) -> None:
             step += 1
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # forking is what makes 20 writers affordable
-def test_kill_9_at_20_random_moments_leaves_no_half_checkpoint_and_loses_none(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # forking is what makes 50 writers affordable
+def test_kill_9_at_50_random_moments_leaves_no_half_checkpoint_and_loses_none(tmp_path: Path) -> None:
     run_dir = create_run(tmp_path / "run", {}, TOKENIZER).path
     context, draw = multiprocessing.get_context("fork"), random.Random(0)
     in_the_middle = 0
-    for _ in range(20):
+    for _ in range(50):
         acknowledged = context.Value("q", -1)
         first = max(visible_steps(run_dir), default=-1) + 1
         writer = context.Process(target=write_for_ever, args=(run_dir, acknowledged))
@@ -72,7 +72,7 @@ def test_kill_9_at_20_random_moments_leaves_no_half_checkpoint_and_loses_none(tm
             config, state = load_weights(run_dir / f"step-{step:08d}")
             assert config == LARGER
             assert all((tensor == step).all() for tensor in state.values())
-    assert in_the_middle >= 5  # else the kills prove nothing
+    assert in_the_middle >= 13  # else the kills prove nothing
     with run_lock(run_dir):  # free again, and sweeps
         assert not list(run_dir.glob(".tmp-*"))
 
