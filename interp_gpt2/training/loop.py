@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ from interp_gpt2.training.schedule import learning_rate
 from interp_gpt2.training.signals import Interrupted, StopRequest, stop_requests
 from interp_gpt2.training.speed import flops_facts
 from interp_gpt2.training.update import Updates, new_updates
-from interp_gpt2.training.validation import bits_per_byte, validation_loss
+from interp_gpt2.training.validation import bytes_per_token, validation_loss
 
 
 def train(
@@ -117,6 +118,11 @@ class Trainer:
         self.last = (math.nan, math.nan)  # loss and gradient norm of the last update looked at
         self.online_seconds = 0.0
 
+    @cached_property
+    def bytes_per_token(self) -> float | None:
+        """Of the held-out text, read once; None where there is no text."""
+        return bytes_per_token(self.source, self.config.model.n_ctx)
+
     def restore(self) -> int:
         """Go back to the newest checkpoint that can be resumed from. Returns its step."""
         return self.saver.restore(self.model, self.optimizer, self.guard)
@@ -174,7 +180,8 @@ class Trainer:
         row |= self.meter.row(step)
         if evaluate:
             row["val_loss"] = validation_loss(self.processes.whole(self.model), self.source, self.processes)
-            row |= bits_per_byte(row["val_loss"], self.source, self.config.model.n_ctx)
+            if self.bytes_per_token:
+                row["val_bits_per_byte"] = row["val_loss"] / math.log(2) / self.bytes_per_token
         if self.processes.first:
             append_metrics(self.run.path, row)
         self.progress(Logged(row))

@@ -1,7 +1,5 @@
 """The validation loss: deterministic, over the whole held-out split."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -40,14 +38,14 @@ def validation_loss(model: GPT2, source: Source, processes: Processes = ALONE) -
     return total / n
 
 
-def bits_per_byte(val_loss: float, source: Source, n_ctx: int) -> dict[str, float]:
-    """`val_loss` as {"val_bits_per_byte": ...}, which models with different tokenizers share; {} where there is no text.
+def bytes_per_token(source: Source, n_ctx: int) -> float | None:
+    """UTF-8 bytes that a predicted token of the held-out split stands for, on average; None where there is no text.
 
-    Nats per token / ln 2 / bytes per token, the latter counted over the very tokens that the loss is a mean over. The token
-    that ends a text is a prediction and no bytes.
+    Counted over the very tokens that `validation_loss` is a mean over, so that loss / ln 2 / bytes per token is the loss in
+    bits per byte, which models with different tokenizers share. The token that ends a text is a prediction and no bytes.
     """
     if not source.validation_documents():
-        return {}
+        return None
     tokenizer, scored = source.tokenizer, source.scored_positions(n_ctx)
     lengths = torch.tensor([len(tokenizer.token_bytes(token)) for token in range(tokenizer.d_vocab)])
     if tokenizer.eos_token_id is not None:
@@ -57,4 +55,4 @@ def bits_per_byte(val_loss: float, source: Source, n_ctx: int) -> dict[str, floa
         targets = tokens[:, 1:][:, scored.start : scored.stop : scored.step]
         n_bytes += int(lengths[targets].sum())
         n += targets.numel()
-    return {"val_bits_per_byte": val_loss / math.log(2) * n / n_bytes}
+    return n_bytes / n

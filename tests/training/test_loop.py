@@ -1,5 +1,6 @@
 """Training: what it writes, that it learns, and what it refuses."""
 
+import gc
 import math
 import signal
 from dataclasses import replace
@@ -16,7 +17,7 @@ from interp_gpt2.training.config import Checkpoints, TrainConfig
 from interp_gpt2.training.events import Finished, Logged, Notice, Saved, Started
 from interp_gpt2.training.loop import train
 from interp_gpt2.training.speed import MEASURED
-from interp_gpt2.training.update import NextTokenLoss
+from interp_gpt2.training.update import NextTokenLoss, Updates
 
 TINY = TrainConfig(
     data="repeated-random",
@@ -47,7 +48,7 @@ def test_a_run_has_its_checkpoints_its_metrics_and_everything_needed_to_repeat_i
     assert set(rows[0]) == {"step", "tokens", "val_loss"}
     assert set(rows[6]) - set(MEASURED) == {"step", "tokens", "loss", "lr", "grad_norm"}
     assert set(rows[6]) & set(MEASURED) == set(MEASURED) - {"mfu_palm"}  # for which this processor has no datasheet
-    assert all(0 < rows[6][name] for name in ("tokens_per_s", "mfu_causal", "peak_memory_bytes"))
+    assert all(rows[6][name] > 0 for name in ("tokens_per_s", "mfu_causal", "peak_memory_bytes"))
     assert 0 <= rows[6]["data_share"] <= 1
     assert set(rows[12]) == set(rows[6]) | {"val_loss"}
     settings = run.settings
@@ -173,3 +174,46 @@ def test_notices_are_only_for_what_a_user_should_know(tmp_path):
     events = []
     train(TINY, tmp_path / "run", progress=events.append)
     assert not [event for event in events if isinstance(event, Notice)]
+
+
+def test_a_micro_batch_that_fits_is_found_before_the_first_step_and_recorded(tmp_path, monkeypatch):
+    backward = Updates.backward
+
+    def small_memory(self, tokens, *averaged):
+        if len(tokens) > 2 and self.machine.micro_batch is None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return backward(self, tokens, *averaged)
+
+    events = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Updates, "backward", lambda self, tokens, averaged=True: small_memory(self, tokens, averaged))
+        found = train(replace(TINY, micro_batch="auto"), tmp_path / "auto", progress=events.append)
+    assert events[0].micro_batch == 2
+    assert found.settings["config"]["micro_batch"] == "auto"
+    assert found.settings["fingerprint"]["micro_batch"] == 2
+    given = train(replace(TINY, micro_batch=2), tmp_path / "given")
+    assert found.checkpoint_hash(12) == given.checkpoint_hash(12)
+    ample = train(replace(TINY, micro_batch="auto"), tmp_path / "ample")
+    assert ample.checkpoint_hash(12) == train(TINY, tmp_path / "plain").checkpoint_hash(12)
+    assert "micro_batch" not in ample.settings["fingerprint"]
+
+
+def test_another_micro_batch_may_go_on_and_is_said(tmp_path):
+    train(replace(TINY, n_steps=6, schedule="constant"), tmp_path / "run")
+    events = []
+    train(replace(TINY, schedule="constant", micro_batch=3), tmp_path / "run", resume=True, progress=events.append)
+    assert Notice("not bit for bit what the uninterrupted run would be: micro_batch None, now 3") in events
+
+
+def test_no_garbage_is_collected_during_training_and_all_is_as_before_afterwards(tmp_path):
+    seen = set()
+    assert gc.isenabled()
+    train(TINY, tmp_path / "run", progress=lambda event: seen.add((gc.isenabled(), gc.get_freeze_count() > 0)))
+    assert (False, True) in seen
+    assert (gc.isenabled(), gc.get_freeze_count()) == (True, 0)
+    gc.disable()
+    try:
+        train(replace(TINY, n_steps=1), tmp_path / "other")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -9,7 +9,7 @@ from interp_gpt2.config import GPT2Config
 from interp_gpt2.data.source import MarkovSource, load_source
 from interp_gpt2.model import GPT2
 from interp_gpt2.training import validation
-from interp_gpt2.training.validation import validation_loss
+from interp_gpt2.training.validation import bytes_per_token, validation_loss
 
 SMALL = {"n_layers": 1, "n_heads": 2, "d_model": 16}
 
@@ -40,6 +40,24 @@ def test_it_does_not_depend_on_how_many_tokens_are_computed_at_once(text_source,
         monkeypatch.setattr(validation, "TOKENS_AT_ONCE", tokens_at_once)
         losses.append(validation_loss(model, text_source))
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-7)
+
+
+def test_bytes_per_token_are_those_of_the_text_that_the_loss_is_over(tmp_path):
+    text = "".join(f"straße {i} für 5 €.\n" for i in range(900))
+    (tmp_path / "strassen.txt").write_text(text)
+    characters, single_bytes = (load_source(str(tmp_path / "strassen.txt"), kind, tmp_path / kind) for kind in ("char", "byte"))
+    n = (len(characters.held_out) - 1) // 16 * 16
+    predicted = characters.tokenizer.decode(characters.held_out.tokens[1 : n + 1].tolist())
+    assert bytes_per_token(characters, 16) == len(predicted.encode()) / n > 1.1
+    assert bytes_per_token(single_bytes, 16) == 1
+    assert bytes_per_token(MarkovSource(), 16) is None
+
+
+def test_a_token_that_ends_a_text_is_no_bytes(text_source, monkeypatch):
+    plain = bytes_per_token(text_source, 16)
+    end = ord("s")  # once in each line of the text
+    monkeypatch.setattr(type(text_source.tokenizer), "eos_token_id", end, raising=False)
+    assert bytes_per_token(text_source, 16) < plain == 1
 
 
 def test_on_markov_chains_it_covers_the_positions_that_the_references_cover():
