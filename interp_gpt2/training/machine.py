@@ -133,7 +133,8 @@ def frozen_garbage() -> Iterator[None]:
     as ever. Afterwards all is as before.
     """
     enabled, frozen = gc.isenabled(), gc.get_freeze_count()
-    gc.collect()
+    if torch.cuda.is_initialized():
+        gc.collect()  # a dead model in a cycle would keep its GPU memory for as long as this one trains
     gc.freeze()
     gc.disable()
     try:
