@@ -312,9 +312,7 @@ class HookedTransformer(Sampling, Text, HookedRoot):
     ) -> None:
         """`load_state_dict`, then the processing of `from_pretrained`."""
         self.load_state_dict(state_dict)
-        self.process_weights_(
-            fold_ln, center_writing_weights, center_unembed, refactor_factored_attn_matrices, fold_value_biases
-        )
+        self.process_weights_(fold_ln, center_writing_weights, center_unembed, refactor_factored_attn_matrices, fold_value_biases)
 
     def process_weights_(
         self,
