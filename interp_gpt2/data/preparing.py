@@ -82,7 +82,8 @@ def prepare(reader: Reader, directory: Path, how: Preparation, progress: Callabl
                 record = _Shards(reader, tokenizer, directory, how, progress).write_from(record)
     except OSError as error:
         raise DataError(
-            f"{directory} cannot be written ({error.strerror}); what {RECORD} names is kept, and the same command goes on"
+            f"{error.filename or directory}: {error.strerror}; what {RECORD} in {directory} names is kept, and the same command "
+            "goes on"
         ) from error
     if not record.validation:
         raise DataError(

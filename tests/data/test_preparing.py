@@ -246,6 +246,17 @@ def test_a_full_disk_is_named_and_what_was_written_goes_on(reader, tmp_path, mon
     assert sorted(chain(*documents_in(tmp_path / "out").values())) == sorted(TEXTS)
 
 
+def test_a_file_that_cannot_be_read_is_named_and_not_the_directory_written_to(reader, tmp_path):
+    class Unreadable(FileReader):
+        def chunks(self, cursor: dict | None) -> Iterator[Chunk]:
+            yield from super().chunks(cursor)
+            raise PermissionError(13, "Permission denied", str(self.paths[0]))
+
+    unreadable = Unreadable(reader.name, reader.paths, chosen=reader.chosen)
+    with pytest.raises(DataError, match=r"documents.jsonl: Permission denied; .* the same command goes on"):
+        prepare(unreadable, tmp_path / "out", BYTES)
+
+
 def test_a_bpe_is_trained_on_the_training_part_and_saved_with_the_shards(reader, tmp_path):
     record = prepare(reader, tmp_path / "out", replace(BYTES, tokenizer="bpe:300"))
     tokenizer = load_tokenizer(tmp_path / "out")
