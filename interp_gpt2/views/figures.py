@@ -137,6 +137,37 @@ def curves(
 
 
 @_styled
+def ladder(
+    curves: Mapping[str, tuple[Sequence[float], Float[Any, "row"]]],
+    references: Mapping[str, float] | None = None,
+    title: str = "What each part buys",
+) -> "Figure":
+    """Validation losses of models in their order, each `name: (tokens, loss)` from its first tokens on.
+
+    From the plainest, dark, to the last, light, with each model's last loss beside its name. Tokens are on a logarithmic
+    axis, which has no 0: a row at 0 tokens is left out. Raises AnalysisError for a curve with nothing else.
+    """
+    from matplotlib import colormaps
+
+    figure, axes = _axes(COLUMN * 1.25, 2.9, title)
+    labels = {}
+    for i, (name, (tokens, loss)) in enumerate(curves.items()):
+        rows = [(n, value) for n, value in zip(tokens, as_array(loss), strict=True) if n > 0]
+        if not rows:
+            raise AnalysisError(f"the curve {name!r} has no loss after any tokens")
+        colour = colormaps["viridis"](0.9 * i / max(1, len(curves) - 1))
+        axes.plot(*zip(*rows, strict=True), color=colour, marker=".", markersize=3, label=name)
+        labels[f"{name} {rows[-1][1]:.2f}"] = (float(rows[-1][1]), colour)
+    for name, level in (references or {}).items():
+        axes.axhline(level, color=GREY, linestyle="--", linewidth=0.8, label=name)
+        labels[f"{name} (counted) {level:.2f}"] = (level, GREY)
+    axes.set_xscale("log")
+    axes.set(xlabel="tokens", ylabel="validation loss, nats per token")
+    _label_ends(axes, labels)
+    return figure
+
+
+@_styled
 def attention_pattern(pattern: Float[Any, "query key"], labels: Sequence[str], title: str = "Attention") -> "Figure":
     """One head's attention: rows are queries, columns keys, viridis from 0 to 1, the future left blank.
 
