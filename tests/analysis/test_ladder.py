@@ -1,5 +1,6 @@
 """The ladder script's recipes are what its text says, each one part more than the last."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "analyses/ladder").glob("*.toml"))
 
 def test_rungs_differ_from_the_last_one_in_their_part_alone():
     models = [load_recipe(str(path)).model.to_dict() for path in RECIPES]
-    changes = [{name for name in new if new[name] != old[name]} for old, new in zip(models, models[1:], strict=False)]
+    changes = [{name for name in new if new[name] != old[name]} for old, new in pairwise(models)]
     assert len(RECIPES) == 7
     assert changes[1] == {"n_heads", "d_head"}
     assert changes[2] == {"attn_only"}
