@@ -203,6 +203,8 @@ def _write(target: Path, contents: Contents) -> Path:
         entries = {name: write_file(temporary / name, tensor_chunks(tensors)) for name, tensors in contents.tensors.items()}
         entries |= {name: write_file(temporary / name, [text]) for name, text in contents.texts.items()}
         entries |= {name: move_file(path, temporary / name) for name, path in contents.moved.items()}
+        for emptied in {path.parent for path in contents.moved.values()}:
+            emptied.rmdir()
         if contents.tokenizer is not None:
             contents.tokenizer.save(temporary)
             for name in TOKENIZER_FILES:

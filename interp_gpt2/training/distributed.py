@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from interp_gpt2.errors import ConfigError, ProcessLostError
 from interp_gpt2.model import GPT2
@@ -221,11 +222,19 @@ def joined(device: str) -> Iterator[Processes]:
     ours = not dist.is_initialized()
     with _losses_named(here.world):
         if ours:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+            _form_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
         yield Group(dist.get_rank(), dist.get_world_size())
     if ours:  # not after an error, whose traceback may hold the model: the process is about to end
         gc.collect()
         dist.destroy_process_group()
+
+
+def _form_group(backend: str) -> None:
+    store, rank, world = next(rendezvous("env://"))
+    # What an earlier group of these processes left in the store would be taken for the addresses of this one.
+    number = store.add(f"groups of {rank}", 1)
+    store = dist.PrefixStore(f"group {number}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
 
 
 @contextmanager
