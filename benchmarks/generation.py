@@ -4,7 +4,7 @@
     python benchmarks/generation.py --json out.json    every number
 
 64 tokens after a prompt of 15, with a KV cache, in float32 and in bfloat16; the tokens are compared first. Measured as
-instrument.py does. On a busy machine --cpu-time counts what one thread computes instead of what the clock says; the targets
+measuring.py says. On a busy machine --cpu-time counts what one thread computes instead of what the clock says; the targets
 are for the clock and two free cores. Reading its weights is most of what a token costs: 0.5 GB in float32.
 """
 
@@ -15,7 +15,8 @@ from pathlib import Path
 from time import perf_counter, thread_time
 
 import torch
-from instrument import HF, OURS, SMALL, Row, circumstances, measure
+from instrument import SMALL
+from measuring import HF, OURS, Row, circumstances, measure
 
 from interp_gpt2 import GPT2
 from interp_gpt2.convert.huggingface import to_huggingface
