@@ -32,8 +32,9 @@ process that makes many caches may call).
 SUBSETS = """\
 ## A part costs its part
 
-`run_with_cache` of 4 x 256 tokens, beside the own forward pass, in memory the kernel hands out anew. A pattern costs more than
-its bytes, since looking at it takes the place of the fused kernel.
+`run_with_cache` of 4 x 256 tokens, beside the own forward pass, in memory the kernel hands out anew. Beyond its bytes a part
+costs what fused kernels leave out: the scores for a pattern, layer norm's scale. 206 MB of everything are the logits, which a
+forward pass makes too.
 """
 
 FOOTPRINT = """\
