@@ -139,7 +139,7 @@ def _steps(
             ended |= new == sampling.stop_token
         fresh = new[:, None]
         tokens = torch.cat([tokens, fresh], dim=1)
-        mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        mask = None if mask is None else torch.cat([mask, mask[:, -1:]], dim=1)
         yield new
         if ended.all():
             return

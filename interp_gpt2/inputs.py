@@ -29,16 +29,21 @@ def trusted_tokens() -> Iterator[None]:
 def positions_and_visible(
     n_pos: int, attention_mask: Tensor | None, n_past: int, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """Absolute positions of the tokens, (pos,) or (batch, pos); and which keys their queries see (None: plain causal)."""
+    """Absolute positions of the tokens, (pos,) or (batch, pos); and which keys their queries see (None: plain causal).
+
+    With a mask, a token sees what has its own number and stands at or before it, and counts its position among these.
+    """
     n_keys = n_past + n_pos
     if attention_mask is None and (not n_past or n_pos == 1):  # a single query sees every key
         return torch.arange(n_past, n_keys, device=device), None
     visible = torch.ones(n_pos, n_keys, dtype=torch.bool, device=device).tril(n_past)  # (query, key)
     if attention_mask is None:
         return torch.arange(n_past, n_keys, device=device), visible
-    real = attention_mask.bool()
-    positions = (real.cumsum(1) - 1).clamp(min=0)[:, n_past:]
-    return positions, (visible & real[:, None, :] & real[:, n_past:, None])[:, None]  # (batch, 1, query, key)
+    documents = attention_mask.long()
+    real = documents != 0
+    visible = visible & (documents[:, n_past:, None] == documents[:, None, :])
+    positions = (visible.sum(-1) - 1).where(real[:, n_past:], 0)  # counted within its own document
+    return positions, (visible & real[:, None, :])[:, None]  # (batch, 1, query, key)
 
 
 def check_tokens(
@@ -80,6 +85,12 @@ def check_tokens(
 
 
 def check_mask(attention_mask: Tensor | None, shape: tuple[int, int]) -> None:
-    """Refuse an attention mask that is not (batch, pos) of the tokens it goes with."""
-    if attention_mask is not None and tuple(attention_mask.shape) != shape:
+    """Refuse an attention mask that is not (batch, pos) whole numbers or booleans for the tokens it goes with."""
+    if attention_mask is None:
+        return
+    if tuple(attention_mask.shape) != shape:
         raise TokenError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {shape}")
+    if attention_mask.is_floating_point():
+        raise TokenError(
+            f"attention_mask is {str(attention_mask.dtype).removeprefix('torch.')}; it holds whole numbers or booleans, 0 at padding"
+        )

@@ -220,7 +220,8 @@ class GPT2(Shortcuts, nn.Module):
         """Logits (batch, pos, d_vocab) of tokens (batch, pos); `logits[:, t]` predicts token t + 1.
 
         `attention_mask` (batch, pos) is 1 for tokens and 0 for padding, on either side; what stands at padding means
-        nothing. With `past`, tokens continue those it has seen (and the mask covers both). Raises TokenError or
+        nothing. Documents packed into one row have numbers of their own, 1, 2, 3, ...: each is as if it were alone,
+        with positions of its own. With `past`, tokens continue those it has seen (and the mask covers both). Raises TokenError or
         ContextLengthError before any compute, in eager calls.
         """
         n_past = 0 if past is None else past.n_pos

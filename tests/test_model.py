@@ -399,6 +399,34 @@ def test_padded_sequences_give_the_activations_of_unpadded_ones(any_model, side)
 
 
 @torch.no_grad()
+def test_packed_documents_give_the_activations_they_have_alone(any_model):
+    """Three documents in one row and two in another, with padding before, between and after them."""
+    n_ctx = any_model.config.n_ctx
+    draw = torch.Generator().manual_seed(3)
+    tokens = torch.randint(any_model.config.d_vocab, (2, min(n_ctx, 12)), generator=draw)
+    n = tokens.shape[1]
+    numbers = torch.zeros(2, n, dtype=torch.long)
+    numbers[0, :1], numbers[0, 1 : n // 2], numbers[0, n // 2 :] = 7, 1, 2
+    numbers[1, 1 : n // 3 + 1], numbers[1, n // 2 : n - 1] = 1, 2
+    logits, cache = any_model.run_with_cache(tokens, "*", attention_mask=numbers)
+    for row in range(2):
+        for number in numbers[row].unique().tolist():
+            place = (numbers[row] == number).nonzero()[:, 0]
+            if number == 0:
+                assert all(not value[row][:, place].any() for name, value in cache.items() if name.endswith("pattern"))
+                continue
+            expected_logits, alone = any_model.run_with_cache(tokens[row : row + 1, place], "*")
+            torch.testing.assert_close(logits[row, place], expected_logits[0], rtol=0, atol=1e-5)
+            for name, value in cache.items():
+                of_queries = value[row][:, place][..., place] if name.endswith(("attn_scores", "pattern")) else value[row, place]
+                torch.testing.assert_close(of_queries, alone[name][0], rtol=0, atol=1e-5, msg=name)
+
+
+def test_a_mask_of_fractions_is_refused(model, tokens):
+    with pytest.raises(TokenError, match="attention_mask is float32"):
+        model(tokens, attention_mask=torch.ones(tokens.shape))
+
+
 def test_a_padded_pass_composes_of_its_parts(any_model, tokens):
     mask = torch.ones_like(tokens)
     mask[0, :5] = 0

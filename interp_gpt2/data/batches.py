@@ -6,7 +6,7 @@ sees what the uninterrupted one saw, and any number of processes train on the sa
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp_gpt2.errors import DataError
@@ -37,3 +37,8 @@ def check_shares(batch_size: int, rank: int, world: int) -> None:
         raise DataError(f"a batch of {batch_size} sequences cannot be shared equally by {world} processes")
     if not 0 <= rank < world:
         raise DataError(f"rank={rank} is not one of {world} processes (0 to {world - 1})")
+
+
+def within_documents(documents: Int[Tensor, "batch pos_plus_1"]) -> Bool[Tensor, "batch pos"]:
+    """True at each position whose prediction is of the same document: the first token of a document is not predicted."""
+    return documents[:, 1:] == documents[:, :-1]

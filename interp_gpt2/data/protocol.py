@@ -42,7 +42,7 @@ class Source(Protocol):
     def batch_documents(
         self, step: int, batch_size: int, n_ctx: int, seed: int, rank: int = 0, world: int = 1
     ) -> Int[Tensor, "share pos"]:
-        """Which document each token of the same `batch` is from, counted from 0 in each sequence; see masks.py."""
+        """Which document each token of the same `batch` is from, counted from 1 in each sequence: a model's attention mask."""
         ...
 
     def to_device(self, device: torch.device | str) -> "Source":

@@ -65,13 +65,13 @@ class Stream(ABC):
     def batch_documents(
         self, step: int, batch_size: int, n_ctx: int, seed: int, rank: int = 0, world: int = 1, sampling: Sampling = RANDOM
     ) -> Int[Tensor, "share pos"]:
-        """The document that each token of `batch` is from, counted from 0 in each window."""
+        """The document that each token of `batch` is from, counted from 1 in each window: an attention mask for the model."""
         starts = self.window_starts(step, batch_size, n_ctx, seed, rank, world, sampling)
         first, end = (np.searchsorted(self.offsets.starts, place, side="right") for place in (starts, starts + n_ctx))
         begins = np.zeros((len(starts), n_ctx + 1), dtype=np.int64)
         for row, start in enumerate(starts):
             np.add.at(begins[row], self.offsets.starts[first[row] : end[row]] - start, 1)
-        return torch.from_numpy(begins.cumsum(1))
+        return torch.from_numpy(begins.cumsum(1) + 1)
 
     def window_starts(
         self, step: int, batch_size: int, n_ctx: int, seed: int, rank: int, world: int, sampling: Sampling

@@ -133,7 +133,7 @@ class RepeatedSource:
 def one_document_each(batch_size: int, n_ctx: int, rank: int, world: int) -> Int[Tensor, "share pos"]:
     """Every sequence is a document of its own."""
     check_shares(batch_size, rank, world)
-    return torch.zeros(batch_size // world, n_ctx + 1, dtype=torch.int64)
+    return torch.ones(batch_size // world, n_ctx + 1, dtype=torch.int64)
 
 
 def _fingerprint(source: Source, sample: Int[np.ndarray, "sequence pos"], **facts: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from interp_gpt2.data.batches import HELD_OUT, rng_at, share_of
+from interp_gpt2.data.batches import HELD_OUT, rng_at, share_of, within_documents
 from interp_gpt2.errors import DataError
 
 
@@ -37,3 +37,9 @@ def test_an_impossible_share_is_refused(rank, world):
 def test_a_seed_or_step_that_is_not_a_count_is_refused(seed, step):
     with pytest.raises(DataError, match=f"seed={seed} and step={step}"):
         rng_at(seed, step)
+
+
+def test_no_token_is_predicted_across_the_border_of_a_document():
+    documents = torch.tensor([[1, 1, 1, 2, 2, 3], [1, 2, 2, 2, 2, 2]])
+    expected = [[True, True, False, True, False], [False, True, True, True, True]]
+    assert within_documents(documents).tolist() == expected

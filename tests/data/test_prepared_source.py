@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from interp_gpt2.data.masks import loss_mask
+from interp_gpt2.data.batches import within_documents
 from interp_gpt2.data.preparing import Preparation, prepare
 from interp_gpt2.data.reading import Validation, file_reader
 from interp_gpt2.data.source import Sampling, find_prepared, load_source, prepared_place
@@ -69,9 +69,9 @@ def test_masked_windows_begin_with_a_document_and_their_documents_end_with_the_e
     for tokens, of in zip(batch, documents, strict=True):
         assert source.tokenizer.decode(tokens.tolist()).startswith("Tale ")
         assert torch.equal(of[1:] != of[:-1], tokens[:-1] == end)
-    predicted = batch[:, 1:][loss_mask(documents)]
+    predicted = batch[:, 1:][within_documents(documents)]
     assert (predicted == end).any()
-    assert (batch[:, :-1][~loss_mask(documents)] == end).all()
+    assert (batch[:, :-1][~within_documents(documents)] == end).all()
 
 
 def test_on_a_device_batches_are_the_same(directory):
@@ -99,7 +99,7 @@ def test_on_a_gpu_batches_are_the_same(directory):
 
 def test_drawn_sources_have_one_document_a_sequence_and_no_other_order():
     source = load_source("markov")
-    assert torch.equal(source.batch_documents(0, 6, 10, 0, rank=1, world=2), torch.zeros(3, 11, dtype=torch.int64))
+    assert torch.equal(source.batch_documents(0, 6, 10, 0, rank=1, world=2), torch.ones(3, 11, dtype=torch.int64))
     assert source.to_device("cpu") is source
     with pytest.raises(DataError, match="markov draws every sequence anew"):
         load_source("markov", sampling=Sampling("epochs"))

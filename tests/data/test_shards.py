@@ -78,7 +78,7 @@ def test_the_document_of_each_token_is_counted_from_the_first_of_its_window(one)
     where = {"step": 0, "batch_size": 30, "n_ctx": 50, "seed": 0}
     of_token = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
     starts = one.window_starts(**where, rank=0, world=1, sampling=Sampling())
-    expected = [of_token[start : start + 51] - of_token[start] for start in starts]
+    expected = [of_token[start : start + 51] - of_token[start] + 1 for start in starts]
     assert one.batch_documents(**where).tolist() == [row.tolist() for row in expected]
 
 
