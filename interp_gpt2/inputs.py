@@ -91,6 +91,5 @@ def check_mask(attention_mask: Tensor | None, shape: tuple[int, int]) -> None:
     if tuple(attention_mask.shape) != shape:
         raise TokenError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {shape}")
     if attention_mask.is_floating_point():
-        raise TokenError(
-            f"attention_mask is {str(attention_mask.dtype).removeprefix('torch.')}; it holds whole numbers or booleans, 0 at padding"
-        )
+        dtype = str(attention_mask.dtype).removeprefix("torch.")
+        raise TokenError(f"attention_mask is {dtype}; it must hold whole numbers or booleans, 0 at padding")
