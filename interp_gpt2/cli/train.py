@@ -29,7 +29,8 @@ class Train:
     Recipes: demo-text, demo-induction, demo-induction-ordinary-positions, demo-induction-one-layer, tiny-shakespeare-cpu,
     tiny-shakespeare, tinystories, fineweb-edu-124m, pythia-like, text (the default with --data), the path of a .toml file,
     or of a run to train again. Options change what the recipe says, --set any field of it. Ctrl-C finishes the step and
-    writes a checkpoint; the same command with --resume goes on, bit for bit.
+    writes a checkpoint; the same command with --resume goes on, bit for bit. `torchrun --standalone --nproc-per-node 8 -m
+    interp_gpt2 train ...` does it on 8 GPUs.
     """
 
     recipe: Annotated[tyro.conf.Positional[str | None], option("RECIPE")] = None

@@ -9,6 +9,7 @@ ends without a word, the next thing that the others want to tell each other fail
 """
 
 import gc
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -245,7 +246,7 @@ def _losses_named(world: int) -> Iterator[None]:
         words = str(error)
         if not (isinstance(error, dist.DistError) or any(sign in words for sign in ("gloo", "NCCL", "TCPStore"))):
             raise
-        reason = words.strip().splitlines()[0]
+        reason = re.sub(r"^\[\S+\] ", "", words.strip()).split(". ")[0].splitlines()[0]  # without torch's source and advice
         raise ProcessLostError(
             f"another of the {world} processes has ended or cannot be reached ({reason}); its own last words say why; the same "
             "command with --resume goes on from the last checkpoint that can be resumed from"
