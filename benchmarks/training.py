@@ -6,7 +6,8 @@
 
 nanoGPT's step is nanogpt.py, in its defaults on a CPU: float32, no compile. Ours is `training.update.Updates` on the recipe as
 it stands, in bfloat16 where the processor multiplies that, with the loss looked at once in a measurement. The larger recipe
-is measured on 8 of its 64 sequences a step, by both. Measured as measuring.py does. On a busy machine --cpu-time counts what one thread computes instead of what the clock says.
+is measured on 32 of its 64 sequences a step, by both. Measured as measuring.py does. On a busy machine --cpu-time counts what
+one thread computes instead of what the clock says.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from interp_gpt2.training.machine import Machine, keep_freed_memory
 from interp_gpt2.training.update import Updates, new_updates
 
 PEER, EAGER, COMPILED, FP32 = "nanoGPT", OURS, f"{OURS}, compiled", f"{OURS}, float32"
-RECIPES = {"tiny-shakespeare-cpu": (20, 12, 1.3), "tiny-shakespeare": (1, 8, 3.0)}  # steps of one measurement, batch, target
+RECIPES = {"tiny-shakespeare-cpu": (20, 12, 1.3), "tiny-shakespeare": (1, 32, 3.0)}  # steps of one measurement, batch, target
 N_CHARACTERS = 1_000_000
 SYMBOLS = "".join(map(chr, range(48, 48 + 65)))  # as many as Shakespeare's text has
 

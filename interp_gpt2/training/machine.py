@@ -3,7 +3,7 @@
 import gc
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,13 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 import interp_gpt2
 from interp_gpt2.errors import ConfigError
 from interp_gpt2.memory import keep_freed_memory as keep_freed_memory
+from interp_gpt2.training.bf16 import Bf16Linears
 from interp_gpt2.training.config import TrainConfig
 from interp_gpt2.training.distributed import ALONE, Processes, processes_for
 
@@ -144,36 +142,3 @@ def frozen_garbage() -> Iterator[None]:
             gc.unfreeze()
         if enabled:
             gc.enable()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# bfloat16 on a CPU. There torch.autocast also takes attention, GELU and the residual stream to bfloat16, where they are
-# slower than in float32; only matrix products gain. One step of a model with d_model 128: float32 149 ms, autocast 110, this 80.
-
-
-class Bf16Linears(TorchFunctionMode):
-    """Linear layers multiply in bfloat16, forward and backward, and everything else stays float32."""
-
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is F.linear and not kwargs:
-            return _Bf16Linear.apply(*args) if len(args) == 3 else _Bf16Linear.apply(*args, None)
-        return func(*args, **(kwargs or {}))
-
-
-class _Bf16Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x, weight = x.bfloat16(), weight.bfloat16()
-        ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, None if bias is None else bias.bfloat16()).float()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)  # (batch * pos, d_out)
-        low = rows.bfloat16()
-        grad_x = (low @ weight).float().view(x.shape)
-        grad_weight = (low.T @ x.flatten(0, -2)).float()
-        return grad_x, grad_weight, rows.sum(0) if ctx.needs_input_grad[2] else None

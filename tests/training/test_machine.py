@@ -4,46 +4,13 @@ import threading
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import ConfigError
-from interp_gpt2.model import GPT2
 from interp_gpt2.training import machine
 from interp_gpt2.training.config import TrainConfig
-from interp_gpt2.training.machine import Bf16Linears, Machine, cpu_threads
+from interp_gpt2.training.machine import Machine, cpu_threads
 from interp_gpt2.training.signals import stop_requests
-
-SMALL = GPT2Config(n_layers=2, n_heads=2, d_model=32, d_vocab=20, n_ctx=16)
-
-
-def gradients(model: GPT2, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_bf16_linears_give_the_gradients_of_float32_to_the_accuracy_of_bf16(bias):
-    model = GPT2(GPT2Config(**{**SMALL.to_dict(), "bias": bias}))
-    tokens = torch.randint(20, (8, 17), generator=torch.Generator().manual_seed(0))
-    exact = gradients(model, tokens)
-    with Bf16Linears():
-        rounded = gradients(model, tokens)
-    for name, gradient in exact.items():
-        assert rounded[name].dtype == torch.float32
-        error = (rounded[name] - gradient).norm() / gradient.norm()
-        assert 0 < error < 0.03, name  # bfloat16 has 8 bits: 0.4 % a rounding, and several follow each other
-
-
-def test_outside_bf16_linears_nothing_is_rounded():
-    model = GPT2(SMALL)
-    tokens = torch.zeros(1, 4, dtype=torch.long)
-    before = model(tokens)
-    with Bf16Linears():
-        rounded = model(tokens)
-    assert not torch.equal(rounded, before)
-    assert torch.equal(model(tokens), before)
 
 
 @pytest.mark.parametrize(

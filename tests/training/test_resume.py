@@ -37,6 +37,7 @@ CONFIG = TrainConfig(
 )
 WITH_DROPOUT = replace(CONFIG, model=replace(CONFIG.model, dropout=0.1))
 EVERYTHING = replace(WITH_DROPOUT, micro_batch=3, optimizer="muon", schedule="wsd", min_lr=0.0, guard_z=1.5, guard_window=4)
+IN_BF16 = replace(WITH_DROPOUT, precision="bf16", device="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,9 @@ def end_of(run: Run) -> tuple[dict[str, str], list[dict]]:
     return hashes, rows
 
 
-@pytest.mark.parametrize("config", [CONFIG, WITH_DROPOUT, EVERYTHING], ids=["no dropout", "dropout 0.1", "everything on"])
+@pytest.mark.parametrize(
+    "config", [CONFIG, WITH_DROPOUT, EVERYTHING, IN_BF16], ids=["no dropout", "dropout 0.1", "everything on", "bf16"]
+)
 def test_resuming_at_any_step_repeats_the_uninterrupted_run_bit_for_bit(tmp_path, config):
     uninterrupted = train(config, tmp_path / "whole")
     resume = False
