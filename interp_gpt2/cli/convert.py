@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "interp-gpt2 convert demo-text --to huggingface --out my-model",
     "interp-gpt2 convert demo-text --to transformer-lens --step 512 --out hooked",
+    "interp-gpt2 convert demo-text --to huggingface --step 777 --recompute --out step-777",
 )
 
 
@@ -34,14 +35,16 @@ class Convert:
     """A directory that does not exist yet, or is empty."""
     step: Annotated[int | None, option("STEP")] = None
     """A checkpoint's step; the last one unless given."""
+    recompute: bool = False
+    """Train again up to --step, from the nearest checkpoint before it, bit for bit: also where none was kept."""
 
     def run(self) -> None:
-        from interp_gpt2.cli.where import open_model
+        from interp_gpt2.cli.where import open_model, recomputed
         from interp_gpt2.errors import RunError
 
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise RunError(f"{self.out} exists and is not empty; choose another directory")
-        opened = open_model(self.source, self.step)
+        opened = recomputed(self.source, self.step) if self.recompute else open_model(self.source, self.step)
         if self.to == "huggingface":
             self._to_huggingface(opened)
         else:

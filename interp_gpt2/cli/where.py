@@ -71,6 +71,17 @@ def open_model(text: str, step: int | None = None) -> Opened:
     return Opened(run.model(step), run.tokenizer(), f"{run.name}, step {step:,}", run, step)
 
 
+def recomputed(text: str, step: int | None) -> Opened:
+    """The model of a run at any step, trained again from the nearest checkpoint before it."""
+    from interp_gpt2.cli.parse import UsageError
+
+    run, implied = find_run(text)
+    step = implied if step is None else step
+    if step is None:
+        raise UsageError("--recompute needs --step, the step to train again up to")
+    return Opened(run.recompute(step), run.tokenizer(), f"{run.name}, step {step:,}, trained again", run, step)
+
+
 def _nearby() -> str:
     if not RUNS.is_dir():
         return f"it is no directory with a {_RECORD}, and there is no {RUNS}/ here (`interp-gpt2 demo` makes two runs there)"

@@ -25,6 +25,7 @@ from interp_gpt2.errors import InterpGPT2Error
 from interp_gpt2.generation import generate
 from interp_gpt2.model import GPT2
 from interp_gpt2.report.schema import report_from_json
+from interp_gpt2.runs.manifest import read_manifest
 from interp_gpt2.runs.run import Run
 from interp_gpt2.sweeps import load_rows
 from interp_gpt2.training.config import load_recipe
@@ -299,6 +300,19 @@ def test_a_converted_model_is_loaded_by_transformers_with_the_same_logits(capsys
     with torch.no_grad():
         torch.testing.assert_close(loaded(tokens).logits, text_run.model(4)(tokens), atol=1e-5, rtol=0)
     assert printed(capsys, "generate", "hf", "the cat") == printed(capsys, "generate", text_run.checkpoint(4), "the cat")
+
+
+def test_a_step_that_was_not_kept_is_trained_again_and_written(capsys, text_run):
+    words = ("convert", text_run.path, "--to", "huggingface", "--recompute")
+    assert 7 not in text_run.steps
+    assert "step 7, trained again" in printed(capsys, *words, "--out", "again", "--step", 7)
+    printed(capsys, *words, "--out", "stored", "--step", 8)
+    hashes = [read_manifest(path).files["model.safetensors"].sha256 for path in (Path("stored"), text_run.checkpoint(8))]
+    assert hashes[0] == hashes[1]
+    assert cli.main(["convert", str(text_run.path), "--to", "huggingface", "--recompute", "--out", "last"]) == 2
+    assert "--recompute needs --step" in capsys.readouterr().err
+    assert cli.main(["convert", str(text_run.path), "--to", "huggingface", "--recompute", "--out", "x", "--step", "11"]) == 2
+    assert "its steps are 0 to 10" in capsys.readouterr().err
 
 
 def test_a_model_converted_for_transformer_lens_is_loaded_by_it(capsys, text_run):
