@@ -51,6 +51,8 @@ def save_shards(tensors: Mapping[str, Tensor], run_dir: Path, step: int) -> dict
     Returns the files of all by the names they are to have in the checkpoint of `step`, into which the first process moves
     them (runs.checkpoint). Raises CheckpointWriteError in every process if one could not write.
     """
+    if not tensors:  # before the first step
+        return {}
     import torch.distributed.checkpoint as dcp
 
     directory = run_dir / f"{TEMPORARY}shards-{step_name(step)}"

@@ -117,14 +117,17 @@ def job(config: TrainConfig, run_dir: Path, **more: object) -> dict:
 
 
 def run_jobs(n: int, jobs: Sequence[dict]) -> dict[tuple[int, str], list[str]]:
-    """Carry out jobs by `n` processes. Returns what each said, by its rank and the run's name: the last of several."""
+    """Carry out jobs by `n` processes. Returns what each said of a run, by its rank and the run's name."""
     command = [*TORCHRUN, "--nproc-per-node", str(n), "--no-python", sys.executable, "-c", JOBS, json.dumps(jobs)]
     with ended(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)) as process:
         stdout, stderr = process.communicate(timeout=150)
     assert process.returncode == 0, stderr
     lines = [json.loads(line) for line in stdout.splitlines()]
     assert len(lines) == n * len(jobs)
-    return {(rank, Path(run_dir).name): said for rank, run_dir, said in lines}
+    heard: dict[tuple[int, str], list[str]] = {}
+    for rank, run_dir, said in lines:
+        heard.setdefault((rank, Path(run_dir).name), []).extend(said)
+    return heard
 
 
 def column(run: Run, name: str) -> list[float]:
@@ -180,23 +183,22 @@ def test_a_signal_to_one_stops_all_at_a_step_from_which_they_go_on_bit_for_bit(t
     jobs += [job(config, tmp_path / name, signal_at=6) for name, config in configs.items()]
     jobs += [job(replace(DDP, lr=1e30, n_steps=20), tmp_path / "diverging")]
     jobs += [job(replace(FSDP, lr=1e30, n_steps=20), tmp_path / "diverging fsdp")]
-    stopped = run_jobs(2, jobs)
-    assert stopped[0, "ddp"] == stopped[1, "ddp"] == stopped[0, "fsdp"] == stopped[1, "fsdp"] == ["Interrupted 7"]
-    resumed = run_jobs(2, [job(config, tmp_path / name, resume=True) for name, config in configs.items()])
+    jobs += [job(config, tmp_path / name, resume=True) for name, config in configs.items()]
+    said = run_jobs(2, jobs)
     for name in configs:
         whole, parts = Run(tmp_path / f"{name} whole"), Run(tmp_path / name)
         assert parts.steps == sorted({*whole.steps, 7})
         assert all(same_weights(whole, parts, step) for step in whole.steps)
         for loss in ("loss", "val_loss"):
             assert column(whole, loss) == column(parts, loss)
-        assert resumed[0, name] == resumed[1, name] == []
+        assert said[0, name] == said[1, name] == ["Interrupted 7"]
     # Each process loses other values, so that two halves of a batch are not treated alike.
     assert column(Run(tmp_path / "ddp"), "loss") != column(
         train(with_dropout(replace(CONFIG, n_steps=20)), tmp_path / "1"), "loss"
     )
     for name in ("diverging", "diverging fsdp"):
-        assert stopped[0, name][-1].startswith("DivergenceError")
-        assert stopped[1, name][-1].startswith("DivergenceError")
+        assert said[0, name][-1].startswith("DivergenceError")
+        assert said[1, name][-1].startswith("DivergenceError")
         run = Run(tmp_path / name)
         assert json.loads((run.path / "divergence.json").read_text())["last_checkpoint"] == run.steps[-1]
 
