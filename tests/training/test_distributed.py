@@ -28,7 +28,7 @@ from interp_gpt2.runs.checkpoint import (
 )
 from interp_gpt2.runs.run import Run
 from interp_gpt2.training import distributed
-from interp_gpt2.training.config import Checkpoints, TrainConfig
+from interp_gpt2.training.config import Checkpoints, TrainConfig, load_recipe
 from interp_gpt2.training.distributed import SHARDED_FROM, Group, Processes, joined, processes_for
 from interp_gpt2.training.events import Logged
 from interp_gpt2.training.loop import train
@@ -378,3 +378,19 @@ def test_an_error_of_the_network_is_a_lost_process_and_any_other_error_is_itself
     with pytest.raises(RuntimeError, match="size mismatch") as error, distributed._losses_named(2):
         raise RuntimeError("size mismatch")
     assert not isinstance(error.value, ProcessLostError)
+
+
+def test_the_examples_for_clusters_are_bash_and_yaml_and_their_commands_exist():
+    yaml = pytest.importorskip("yaml")
+    text = (ROOT / "interp_gpt2" / "training" / "CLUSTERS.md").read_text()
+    (script,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    (manifests,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    service, job = yaml.safe_load_all(manifests)
+    pod = job["spec"]["template"]["spec"]
+    assert service["metadata"]["name"] == pod["subdomain"]
+    inside = pod["containers"][0]["command"][2]
+    for commands in (script, inside):
+        subprocess.run(["bash", "-n"], input=commands, text=True, check=True)
+        (recipe,) = re.findall(r"interp_gpt2 train (\S+)", commands)
+        processes = 2 * int(re.search(r"--nproc-per-node (\d+)", commands)[1])
+        assert load_recipe(recipe).batch_size % processes == 0
