@@ -118,9 +118,11 @@ class Run:
 
     def source(self) -> "Source":
         """The data it was trained on, checked by hash. Raises DataError if it is not the same any more."""
-        from interp_gpt2.data.source import load_source
+        from interp_gpt2.data.source import Sampling, load_source
 
-        source = load_source(self._trained_with("data"), self._trained_with("tokenizer"))
+        config = self.settings["config"]
+        sampling = Sampling(config.get("order", "random"), config.get("documents", "across"))  # older runs do not say
+        source = load_source(self._trained_with("data"), self._trained_with("tokenizer"), sampling=sampling)
         recorded, found = self.settings.get("data"), source.fingerprint()
         for name, value in recorded.items() if isinstance(recorded, dict) else ():
             if name.endswith("sha256") and found.get(name) != value:

@@ -1,6 +1,7 @@
 """What a training run is, in one frozen dataclass. Needs no torch, so that `--help` is quick."""
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -12,7 +13,8 @@ from typing import Any, Literal, get_args, get_origin
 from interp_gpt2.config import GPT2Config, refuse_unknown_fields
 from interp_gpt2.errors import ConfigError
 
-TokenizerKind = Literal["char", "byte", "gpt2"]
+Order = Literal["random", "epochs"]
+Documents = Literal["across", "aligned", "masked"]
 Schedule = Literal["cosine", "wsd", "constant"]
 DecayShape = Literal["1-sqrt", "linear"]
 Optimizer = Literal["adamw", "muon"]
@@ -75,7 +77,10 @@ class TrainConfig:
     """
 
     data: str = "python-docs"
-    tokenizer: TokenizerKind = "char"
+    tokenizer: str = "char"  # char, byte, gpt2, or a BPE trained on the text: bpe:4096 and the like
+    order: Order = "random"  # of a text's windows: each drawn anew, or each once before any comes again
+    documents: Documents = "across"  # "aligned": windows begin where a document does; "masked": and documents are kept apart
+    resident: bool = False  # all tokens on the GPU, where batches are put together
     model: GPT2Config = field(default_factory=lambda: GPT2Config(n_layers=4, n_heads=4, d_model=128, n_ctx=128))
 
     n_steps: int = 1000
@@ -136,6 +141,8 @@ class TrainConfig:
         self._check_ranges_of_parts()
 
     def _check_ranges_of_parts(self) -> None:
+        if not re.fullmatch(r"char|byte|gpt2|bpe:[1-9]\d*", self.tokenizer):
+            raise ConfigError(f"tokenizer={self.tokenizer!r} is not char, byte, gpt2 or bpe:N with a number of tokens N")
         if self.micro_batch not in (None, "auto") and not (_fits(self.micro_batch, int) and self.micro_batch >= 1):
             raise ConfigError(f"micro_batch={self.micro_batch!r} must be a number of sequences from 1, or 'auto'")
         if not 0 <= self.decay_fraction <= 1:

@@ -15,13 +15,14 @@ from torch import Tensor
 from interp_gpt2.errors import DivergenceError
 from interp_gpt2.files import written_atomically
 from interp_gpt2.hooks import default_hook_points, hook_point_names
+from interp_gpt2.inputs import positions_and_visible
 from interp_gpt2.model import GPT2
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.strict_json import render
 from interp_gpt2.runs.writing import DIVERGENCE
 from interp_gpt2.training.distributed import ALONE, Processes
 from interp_gpt2.training.schedule import learning_rate
-from interp_gpt2.training.update import Updates
+from interp_gpt2.training.update import Batch, Updates
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class FirstNonFinite:
 def diverged(run: Run, updates: Updates, step: int, loss: float, grad_norm: float) -> DivergenceError:
     """The error to raise when update `step` was not finite, its findings in the run's divergence.json."""
     found = first_nonfinite(updates, step)
-    tokens = updates.tokens_of(step - 1)
+    tokens = updates.batch_of(step - 1).tokens
     last = run.steps[-1] if run.steps else None
     record = {
         "step": step,
@@ -81,9 +82,9 @@ def first_nonfinite(updates: Updates, step: int) -> FirstNonFinite:
     for name, weight in updates.model.named_parameters():
         if not torch.isfinite(weight).all():
             return FirstNonFinite(name, None, None)
-    tokens = updates.tokens_of(step - 1)
+    batch = updates.batch_of(step - 1)
     updates.seed_dropout(step - 1)
-    counts = _nonfinite_counts(updates, tokens)
+    counts = _nonfinite_counts(updates, batch)
     for name in hook_point_names(updates.config.model):
         if name in counts and counts[name].any():
             per_sequence = counts[name]  # (batch, 2): nan, infinite
@@ -92,7 +93,7 @@ def first_nonfinite(updates: Updates, step: int) -> FirstNonFinite:
             return FirstNonFinite(None, name, None, tuple(sequences), int(nan), int(inf))
     updates.optimizer.zero_grad()
     updates.seed_dropout(step - 1)
-    updates.backward(tokens)
+    updates.backward(batch)
     for name, weight in reversed(list(updates.model.named_parameters())):
         if weight.grad is not None and not torch.isfinite(weight.grad).all():
             return FirstNonFinite(None, None, name)
@@ -113,23 +114,31 @@ def largest_weight(model: GPT2) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _nonfinite_counts(updates: Updates, tokens: Tensor) -> dict[str, Tensor]:
+def _nonfinite_counts(updates: Updates, batch: Batch) -> dict[str, Tensor]:
     """By hook point, how many values are nan and infinite in each sequence: (batch, 2). Only counts are kept of a pass.
 
     Sequence by sequence, since attention with hooks holds whole patterns; with dropout in the parts whose draws were made.
     """
     names = default_hook_points(updates.config.model)
-    n = (updates.machine.micro_batch or len(tokens)) if updates.config.model.dropout else 1
+    n = (updates.machine.micro_batch or len(batch.tokens)) if updates.config.model.dropout else 1
     found: dict[str, list[Tensor]] = {name: [] for name in names}
-    for part in tokens.split(n):
+    for part in batch.split(n):
+        tokens, numbers = part.tokens[:, :-1], None if part.documents is None else part.documents[:, :-1]
         with updates.machine.computing():
-            _, cache = updates.model.run_with_cache(part[:, :-1], list(names), keep=_counts)
+            _, cache = updates.model.run_with_cache(tokens, list(names), keep=_counts, attention_mask=numbers)
         for name, counts in cache.items():
             if name.endswith("attn_scores"):  # masked positions are minus infinity
-                pos = part.shape[1] - 1
-                counts = counts - torch.tensor([0, updates.config.model.n_heads * pos * (pos - 1) // 2], device=counts.device)
+                counts = counts - _masked_scores(tokens, numbers, updates.config.model.n_heads)
             found[name].append(counts)
     return {name: torch.cat(counts) for name, counts in found.items()}
+
+
+def _masked_scores(tokens: Tensor, numbers: Tensor | None, n_heads: int) -> Tensor:
+    """How many scores of a layer are minus infinity because nobody may see them, beside no nan: (batch, 2)."""
+    numbers = torch.ones_like(tokens) if numbers is None else numbers
+    _, visible = positions_and_visible(tokens.shape[1], numbers, 0, tokens.device)
+    hidden = n_heads * (~visible).flatten(1).sum(1)
+    return torch.stack((torch.zeros_like(hidden), hidden), 1)
 
 
 def _counts(value: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from interp_gpt2.data.source import Source, load_source
+from interp_gpt2.data.source import Source
 from interp_gpt2.errors import DivergenceError
 from interp_gpt2.hooks import Edits
 from interp_gpt2.model import GPT2
@@ -16,7 +16,7 @@ from interp_gpt2.training.events import Finished, Logged, Progress, Started, sil
 from interp_gpt2.training.machine import Machine, cpu_threads
 from interp_gpt2.training.optimizer import make_optimizer
 from interp_gpt2.training.speed import Meter
-from interp_gpt2.training.update import Updates
+from interp_gpt2.training.update import Updates, source_of
 from interp_gpt2.training.validation import validation_loss
 
 
@@ -39,7 +39,7 @@ def train_in_memory(
     What `config` says of checkpoints, logs and samples is not used. Raises DivergenceError for a loss that is not finite, and
     as `train` for what describes no run.
     """
-    source = source or load_source(config.data, config.tokenizer)
+    source = source or source_of(config)
     config = replace(config, model=replace(config.model, d_vocab=source.tokenizer.d_vocab))
     machine = Machine.for_config(config)
     gpus = [machine.device] if machine.device.type == "cuda" else []

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from interp_gpt2.data.source import NAMED_SOURCES, Source, load_source
+from interp_gpt2.data.source import NAMED_SOURCES, Source
 from interp_gpt2.errors import DivergenceError, RunError
 from interp_gpt2.runs.metrics import append_metrics
 from interp_gpt2.runs.run import Run
@@ -34,7 +34,7 @@ from interp_gpt2.training.saving import Saver
 from interp_gpt2.training.schedule import learning_rate
 from interp_gpt2.training.signals import Interrupted, StopRequest, stop_requests
 from interp_gpt2.training.speed import flops_facts
-from interp_gpt2.training.update import Updates, new_updates
+from interp_gpt2.training.update import Updates, new_updates, source_of
 from interp_gpt2.training.validation import bytes_per_token, validation_loss
 
 
@@ -58,10 +58,11 @@ def train(
         raise RunError("resume and overwrite exclude each other: one continues the run, the other deletes it")
     with stop_requests() as stop, joined(config.device) as group:
         with group.first_on_each_machine():
-            source = load_source(config.data, config.tokenizer)
+            source = source_of(config)
         config = _resolved(config, source)
         online = Online.of(config, source)
         machine = Machine.for_config(config, group)
+        source = source.to_device(machine.device) if config.resident else source
         keep_freed_memory()
         gpus = [machine.device] if machine.device.type == "cuda" else []
         with cpu_threads(machine.threads), torch.random.fork_rng(gpus):  # dropout must not disturb the caller's generators

@@ -1,15 +1,15 @@
 """One update of the weights: a pure function of the config and the step, which never waits for the device."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp_gpt2.data.batches import rng_at
-from interp_gpt2.data.source import Source
+from interp_gpt2.data.batches import rng_at, within_documents
+from interp_gpt2.data.source import Sampling, Source, load_source
 from interp_gpt2.errors import ConfigError, DataError
 from interp_gpt2.inputs import trusted_tokens
 from interp_gpt2.model import GPT2
@@ -22,6 +22,7 @@ from interp_gpt2.training.schedule import learning_rate
 from interp_gpt2.training.speed import Meter
 
 DROPOUT = 2  # its stream of random numbers, beside those of batches (data.batches)
+NOT_PREDICTED = -100
 
 
 class NextTokenLoss(nn.Module):
@@ -35,10 +36,39 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Int[Tensor, "batch pos+1"]) -> Float[Tensor, ""]:
-        """Mean loss in nats per token, in float32 whatever the products were made in."""
-        logits = self.model(tokens[:, :-1])
-        return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+    def forward(
+        self, tokens: Int[Tensor, "batch pos+1"], documents: Int[Tensor, "batch pos+1"] | None = None
+    ) -> Float[Tensor, ""]:
+        """Mean loss in nats per position, in float32 whatever the products were made in.
+
+        With `documents`, each is as it would be alone, and a position whose next token is of another one counts as 0.
+        """
+        if documents is None:
+            logits = self.model(tokens[:, :-1])
+            return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+        logits = self.model(tokens[:, :-1], attention_mask=documents[:, :-1])
+        targets = tokens[:, 1:].masked_fill(~within_documents(documents), NOT_PREDICTED)
+        losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=NOT_PREDICTED, reduction="sum")
+        return losses / targets.numel()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process reads in an update, on its device.
+
+    `documents` numbers the documents of each sequence where they are kept apart; `scale` is then how many positions of the
+    global batch there are for each prediction made there, which turns a mean over positions into one over predictions.
+    """
+
+    tokens: Int[Tensor, "batch pos+1"]
+    documents: Int[Tensor, "batch pos+1"] | None = None
+    scale: Float[Tensor, ""] | float = 1.0
+
+    def split(self, n: int) -> "list[Batch]":
+        """The same, at most `n` sequences each."""
+        parts = self.tokens.split(n)
+        documents = [None] * len(parts) if self.documents is None else self.documents.split(n)
+        return [Batch(*part, self.scale) for part in zip(parts, documents, strict=True)]
 
 
 class Updates:
@@ -65,10 +95,10 @@ class Updates:
         """
         config = self.config
         with self.meter.reading():
-            tokens = self.tokens_of(step)
+            batch = self.batch_of(step)
         self.seed_dropout(step)
         self.optimizer.zero_grad()
-        loss = self.processes.mean(self.backward(tokens))
+        loss = self.processes.mean(self.backward(batch))
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         norm = self.processes.norm(norm)
         measured = torch.stack((loss, norm))
@@ -93,34 +123,42 @@ class Updates:
             seeds = [int(rng.integers(2**63)) for _ in range(self.processes.world)]
             torch.manual_seed(seeds[self.processes.rank])
 
-    def tokens_of(self, step: int) -> Int[Tensor, "batch pos+1"]:
-        """This process's share of the batch of a step, on the device.
-
-        Raises DataError for tokens that the model has no embedding for.
-        """
+    def batch_of(self, step: int) -> Batch:
+        """This process's share of the batch of a step. Raises DataError for tokens that the model has no embedding for."""
         config, processes = self.config, self.processes
-        tokens = self.source.batch(step, config.batch_size, config.model.n_ctx, config.seed, processes.rank, processes.world)
+        where = (step, config.batch_size, config.model.n_ctx, config.seed)
+        tokens = self.source.batch(*where, processes.rank, processes.world)
         if tokens.device.type == "cpu":  # looked at here, where nothing has to be waited for
             ids = tokens.numpy()
             if ids.min() < 0 or ids.max() >= config.model.d_vocab:
                 raise DataError(
                     f"the batch of step {step} has tokens from {ids.min()} to {ids.max()}; d_vocab={config.model.d_vocab}"
                 )
-        if self.machine.device.type == "cuda":
-            tokens = tokens.pin_memory()
-        return tokens.to(self.machine.device, non_blocking=True)
+        if config.documents != "masked":
+            return Batch(self._here(tokens))
+        documents = self.source.batch_documents(*where, processes.rank, processes.world)
+        everywhere = documents if processes.world == 1 else self.source.batch_documents(*where)
+        predicted = within_documents(self._here(everywhere)).sum()
+        return Batch(self._here(tokens), self._here(documents), config.tokens_per_step / predicted)
 
-    def backward(self, tokens: Int[Tensor, "batch pos+1"], averaged: bool = True) -> Float[Tensor, ""]:
+    def _here(self, ids: Int[Tensor, "batch pos+1"]) -> Int[Tensor, "batch pos+1"]:
+        device = self.machine.device
+        if device.type == "cuda" and ids.device.type == "cpu":
+            ids = ids.pin_memory()
+        return ids.to(device, non_blocking=True)
+
+    def backward(self, batch: Batch, averaged: bool = True) -> Float[Tensor, ""]:
         """The mean loss of a share; its gradient is added to that of the weights, micro-batch by micro-batch.
 
         With the last one it becomes the mean over all processes, if it is to be `averaged`.
         """
         losses = []
-        parts = tokens.split(self.machine.micro_batch or len(tokens))
+        n = len(batch.tokens)
+        parts = batch.split(self.machine.micro_batch or n)
         for number, part in enumerate(parts, start=1):
             with self.processes.averaging(self.loss, averaged and number == len(parts)):
                 with self.machine.computing(), trusted_tokens():
-                    loss = self.loss(part) * (len(part) / len(tokens))
+                    loss = self.loss(part.tokens, part.documents) * (len(part.tokens) / n * part.scale)
                 loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
@@ -140,21 +178,29 @@ class Updates:
         After its first one DDP puts the gradients into other buckets, in the order they came in. That is the order in which
         they are added up: a resumed run would begin in another one than that in which the uninterrupted run went on.
         """
-        share = self.config.batch_size // self.processes.world
-        self.backward(torch.zeros(share, self.config.model.n_ctx + 1, dtype=torch.long, device=self.machine.device))
+        self.backward(self._nothing(self.config.batch_size // self.processes.world))
         self.optimizer.zero_grad()
+
+    def _nothing(self, n: int) -> Batch:
+        """A batch of the size and kind of a real one."""
+        tokens = torch.zeros(n, self.config.model.n_ctx + 1, dtype=torch.long, device=self.machine.device)
+        return Batch(tokens, tokens + 1 if self.config.documents == "masked" else None)
 
     def try_micro_batch(self, n: int) -> None:
         """Use as much memory as updates with micro-batches of `n` sequences do. Whatever that raises says that it is too much."""
-        config, parameters = self.config, list(self.model.parameters())
+        parameters = list(self.model.parameters())
         moments = [torch.empty_like(p) for p in parameters for _ in range(2)]  # the optimizer's, not made yet
         try:
-            tokens = torch.zeros(n, config.model.n_ctx + 1, dtype=torch.long, device=self.machine.device)
             for _ in range(2):  # the second time beside the gradient of the first
-                self.backward(tokens, averaged=False)  # another process may have failed, and would not answer
+                self.backward(self._nothing(n), averaged=False)  # another process may have failed, and would not answer
         finally:
             self.optimizer.zero_grad()
             del moments
+
+
+def source_of(config: TrainConfig) -> Source:
+    """What a run of this config reads its batches from."""
+    return load_source(config.data, config.tokenizer, sampling=Sampling(config.order, config.documents))
 
 
 def new_updates(config: TrainConfig, source: Source, machine: Machine) -> Updates:

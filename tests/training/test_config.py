@@ -39,7 +39,7 @@ def test_a_config_survives_json():
         ({"seed": True}, "seed=True is not of type int"),
         ({"seed": -1}, "seed=-1"),
         ({"threads": 0}, "threads=0"),
-        ({"tokenizer": "bpe"}, "tokenizer='bpe' is not one of char, byte, gpt2"),
+        ({"tokenizer": "bpe"}, "tokenizer='bpe' is not char, byte, gpt2 or bpe:N"),
         ({"precision": "fp16"}, "precision='fp16' is not one of auto, fp32, bf16"),
         ({"micro_batch": 0}, "micro_batch=0 must be a number of sequences from 1, or 'auto'"),
         ({"micro_batch": "all"}, "micro_batch='all' must be"),

@@ -68,7 +68,7 @@ def test_a_weight_that_is_too_large_is_found_where_its_values_leave_the_range(we
 
 
 def test_only_the_sequences_with_the_bad_token_are_named(updates):
-    tokens = updates.tokens_of(4)[:, :-1]
+    tokens = updates.batch_of(4).tokens[:, :-1]
     token = int(tokens[2, 0])
     with torch.no_grad():
         updates.model.wte.weight[token] = HUGE
@@ -107,9 +107,9 @@ def test_what_is_not_finite_changes_no_weight_then_or_later(tmp_path, monkeypatc
     config = replace(CONFIG, optimizer=optimizer)
     sound, calls, seen = update.NextTokenLoss.forward, [], {}
 
-    def poisoned(self, tokens):
+    def poisoned(self, tokens, documents):
         calls.append(tokens)
-        return sound(self, tokens) * (bad if len(calls) == 6 else 1)
+        return sound(self, tokens, documents) * (bad if len(calls) == 6 else 1)
 
     def looking(run, updates, step, *measured):
         seen.update({name: value.clone() for name, value in updates.model.state_dict().items()})

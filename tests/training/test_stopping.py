@@ -58,7 +58,7 @@ def signalling(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, signum: i
 
 # What is interrupted, and the steps after which training may have stopped.
 MOMENTS = {
-    "reading the data": (loop, "load_source", 1, {0}),
+    "reading the data": (loop, "source_of", 1, {0}),
     "making the model": (update, "GPT2", 1, {0}),
     "making the run": (loop, "create_run", 1, {0}),
     "the first evaluation": (loop, "validation_loss", 1, {0}),
@@ -102,7 +102,7 @@ def test_a_signal_while_resuming_stops_after_at_most_one_step(tmp_path, monkeypa
     train(replace(CONFIG, n_steps=6, schedule="constant"), tmp_path / "run")
     with monkeypatch.context() as patched:
         signalling(
-            patched, loop if moment == "reading the data" else saving, {"restoring": "restored"}.get(moment, "load_source"), 2
+            patched, loop if moment == "reading the data" else saving, {"restoring": "restored"}.get(moment, "source_of"), 2
         )
         with pytest.raises(Interrupted) as stopped:
             train(replace(CONFIG, schedule="constant"), tmp_path / "run", resume=True)

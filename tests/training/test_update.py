@@ -1,5 +1,6 @@
 """One update: the same whatever the micro-batch, never waiting for the device, and the same pass hooked or compiled."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -8,15 +9,18 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from interp_gpt2.config import GPT2Config
-from interp_gpt2.data.source import load_source
+from interp_gpt2.data.preparing import Preparation, prepare
+from interp_gpt2.data.reading import Validation, file_reader
 from interp_gpt2.errors import ConfigError, DataError
 from interp_gpt2.inputs import check_tokens, trusted_tokens
 from interp_gpt2.model import GPT2
 from interp_gpt2.training.config import TrainConfig
+from interp_gpt2.training.distributed import Processes
+from interp_gpt2.training.loop import train
 from interp_gpt2.training.machine import Machine
 from interp_gpt2.training.optimizer import make_optimizer, optimizer_tensors
 from interp_gpt2.training.speed import Meter
-from interp_gpt2.training.update import NextTokenLoss, Updates, largest_micro_batch
+from interp_gpt2.training.update import NextTokenLoss, Updates, largest_micro_batch, source_of
 
 CONFIG = TrainConfig(
     data="repeated-random",
@@ -34,7 +38,7 @@ CONFIG = TrainConfig(
 def updates(config: TrainConfig = CONFIG) -> Updates:
     machine = Machine.for_config(config)
     model = GPT2(config.model, config.seed, machine.device)
-    source = load_source(config.data, config.tokenizer)
+    source = source_of(config)
     return Updates(model, make_optimizer(model, config), config, source, machine, Meter(config, machine))
 
 
@@ -45,8 +49,8 @@ def gradient(update: Updates) -> torch.Tensor:
 @pytest.mark.parametrize("micro_batch", [1, 4, 5, 6, 12, 99])
 def test_loss_and_gradient_are_means_over_the_global_batch_whatever_the_micro_batch(micro_batch):
     whole, parts = updates(), updates(replace(CONFIG, micro_batch=micro_batch))
-    tokens = whole.tokens_of(0)
-    assert float(parts.backward(tokens)) == pytest.approx(float(whole.backward(tokens)), abs=1e-6)
+    batch = whole.batch_of(0)
+    assert float(parts.backward(batch)) == pytest.approx(float(whole.backward(batch)), abs=1e-6)
     assert torch.allclose(gradient(parts), gradient(whole), rtol=0, atol=1e-6)
     steps = [(whole(step), parts(step)) for step in range(8)]
     for with_all, with_parts in steps:
@@ -65,7 +69,7 @@ def test_a_whole_batch_in_one_part_is_bit_for_bit_the_plain_step():
     update, plain = updates(), GPT2(CONFIG.model, CONFIG.seed)
     optimizer = make_optimizer(plain, CONFIG)
     for step in range(3):
-        tokens = update.tokens_of(step)
+        tokens = update.batch_of(step).tokens
         loss = torch.nn.functional.cross_entropy(plain(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -171,7 +175,8 @@ def test_trying_leaves_no_trace_in_the_training_that_follows(monkeypatch):
     assert all(p.grad is None for p in tried.model.parameters())
     assert torch.equal(tried(0), fresh(0))
     sizes = []
-    monkeypatch.setattr(NextTokenLoss, "forward", lambda self, tokens: sizes.append(len(tokens)) or self.model.wte.weight.sum())
+    told = lambda self, tokens, documents: sizes.append(len(tokens)) or self.model.wte.weight.sum()  # noqa: E731
+    monkeypatch.setattr(NextTokenLoss, "forward", told)
     tried.try_micro_batch(7)
     assert sizes == [7, 7]
 
@@ -194,10 +199,67 @@ def test_the_compiled_pass_and_the_hooked_one_are_one_model(backend, monkeypatch
     for step in range(2):
         assert compiled(step).tolist() == pytest.approx(eager(step).tolist(), abs=1e-5)
     assert list(compiled.model.state_dict()) == names  # no prefix, before or after compiling
-    tokens = compiled.tokens_of(5)
+    tokens = compiled.batch_of(5).tokens
     logits, cache = compiled.model.run_with_cache(tokens[:, :-1])  # hooks on: eager, on the weights that were trained compiled
     by_hand = -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).mean()
     assert compiled.loss(tokens).item() == pytest.approx(by_hand.item(), abs=1e-5)
     assert cache["pattern", 0].shape == (12, 2, 8, 8)
     for name, weight in eager.model.state_dict().items():
         assert torch.allclose(weight, compiled.model.state_dict()[name], atol=1e-4), name
+
+
+# Documents kept apart
+
+
+@pytest.fixture
+def masked(tmp_path) -> TrainConfig:
+    """Short tales of a few words each, many of which fit in a window."""
+    tales = [" ".join(f"word{(7 * i + j) % 97}" for j in range(1 + i % 5)) for i in range(400)]
+    (tmp_path / "tales.jsonl").write_text("".join(json.dumps({"text": tale}) + "\n" for tale in tales))
+    prepare(file_reader(tmp_path / "tales.jsonl", validation=Validation(first=40)), tmp_path / "tales", Preparation("bpe:280"))
+    model = replace(CONFIG.model, d_vocab=280, n_ctx=32)
+    return replace(CONFIG, data=str(tmp_path / "tales"), tokenizer="bpe:280", documents="masked", model=model)
+
+
+def test_the_masked_loss_is_the_mean_over_documents_run_alone(masked):
+    update = updates(masked)
+    batch = update.batch_of(3)
+    losses = []
+    for tokens, documents in zip(batch.tokens, batch.documents, strict=True):
+        for number in documents.unique():
+            alone = tokens[documents == number]
+            if len(alone) > 1:
+                logits = update.model(alone[None, :-1])[0]
+                losses.append(torch.nn.functional.cross_entropy(logits, alone[1:], reduction="none"))
+    assert len(losses) > 2 * len(batch.tokens), "a window holds several documents"
+    assert float(update.backward(batch)) == pytest.approx(torch.cat(losses).mean().item(), abs=1e-5)
+
+
+def test_the_masked_gradient_is_the_same_whatever_the_micro_batch_or_the_share(masked):
+    whole, parts = updates(masked), updates(replace(masked, micro_batch=5))
+    for update in (whole, parts):
+        update.backward(update.batch_of(0))
+    torch.testing.assert_close(gradient(parts), gradient(whole), rtol=0, atol=1e-6)
+    shares = []
+    for rank in range(2):
+        share = updates(masked)
+        share.processes = Processes(rank, 2)  # batches by rank; what two say to each other is their mean, below
+        share.backward(share.batch_of(0))
+        shares.append(gradient(share))
+    torch.testing.assert_close(sum(shares) / 2, gradient(whole), rtol=0, atol=1e-6)
+
+
+def test_masked_runs_resume_bit_for_bit_and_their_source_is_the_same(masked, tmp_path):
+    config = replace(masked, order="epochs", resident=True, n_steps=4, eval_every=4)
+    whole = train(config, tmp_path / "whole")
+    train(replace(config, n_steps=2), tmp_path / "parts")
+    parts = train(config, tmp_path / "parts", resume=True)
+    for name, weight in whole.model().state_dict().items():
+        assert torch.equal(weight, parts.model().state_dict()[name]), name
+    where = (1, config.batch_size, config.model.n_ctx, config.seed)
+    assert torch.equal(whole.source().batch(*where), updates(config).batch_of(1).tokens)
+
+
+def test_a_sequence_that_is_drawn_has_no_other_order():
+    with pytest.raises(DataError, match="draws every sequence anew"):
+        updates(replace(CONFIG, order="epochs"))
