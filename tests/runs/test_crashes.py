@@ -139,6 +139,31 @@ def save_or_refusal(run_dir: Path, step: int, resume: ResumeState) -> str:
     return "saved"
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks Linux which file a descriptor is of")
+def test_every_file_is_forced_to_disk_before_the_directory_has_its_name_and_the_name_before_anybody_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def forcing(fd: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        fsync(fd)
+
+    def renaming(source: Path, target: Path) -> None:
+        done.append(f"{Path(source).name} -> {Path(target).name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", forcing)
+    monkeypatch.setattr(os, "rename", renaming)
+    path = save_checkpoint(tmp_path / "run", 1, state_at(1, TINY), TINY, 1, TOKENIZER, ResumeState(state_at(1, TINY), {}))
+    *before, name, parent = done
+    assert name.endswith("-> step-00000001")
+    assert parent == "run"
+    assert {file.name for file in path.iterdir()} <= set(before)
+    assert before[-1] == name.split(" -> ")[0], "the directory itself, when everything is in it"
+
+
 def test_a_write_that_takes_only_some_bytes_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     with monkeypatch.context() as patched:
