@@ -36,7 +36,7 @@ def W_U(model: GPT2) -> Float[Tensor, "d_model d_vocab"]:
 
 def b_U(model: GPT2) -> Float[Tensor, "d_vocab"]:
     """Bias of the unembedding: zeros, except in a model whose last layer norm is folded. A view where there is one."""
-    return model.W_U.new_zeros(model.config.d_vocab) if model.config.tied else _bias(model.lm_head)
+    return model.W_U.new_zeros(model.config.d_vocab) if model.config.tied else bias_of(model.lm_head)
 
 
 def W_Q(model: GPT2) -> Float[Tensor, "layer head d_model d_head"]:
@@ -76,7 +76,7 @@ def b_V(model: GPT2) -> Float[Tensor, "layer head d_head"]:
 
 def b_O(model: GPT2) -> Float[Tensor, "layer d_model"]:
     """Bias of the attention layer's output, shared by its heads. A stacked copy."""
-    return _stack(model, lambda block: _bias(block.attn.proj))
+    return _stack(model, lambda block: bias_of(block.attn.proj))
 
 
 def QK(model: GPT2) -> FactoredMatrix:
@@ -119,7 +119,7 @@ def W_in(model: GPT2) -> Float[Tensor, "layer d_model d_mlp"]:
 
 def b_in(model: GPT2) -> Float[Tensor, "layer d_mlp"]:
     """Bias of the neurons, before the activation function. A stacked copy."""
-    return _stack(_with_mlp(model, "b_in"), lambda block: _bias(block.mlp.fc))
+    return _stack(_with_mlp(model, "b_in"), lambda block: bias_of(block.mlp.fc))
 
 
 def W_out(model: GPT2) -> Float[Tensor, "layer d_mlp d_model"]:
@@ -129,7 +129,7 @@ def W_out(model: GPT2) -> Float[Tensor, "layer d_mlp d_model"]:
 
 def b_out(model: GPT2) -> Float[Tensor, "layer d_model"]:
     """Bias of the MLP's output. A stacked copy."""
-    return _stack(_with_mlp(model, "b_out"), lambda block: _bias(block.mlp.proj))
+    return _stack(_with_mlp(model, "b_out"), lambda block: bias_of(block.mlp.proj))
 
 
 def _stack(model: GPT2, of_block: Callable[[Block], Tensor]) -> Tensor:
@@ -146,10 +146,10 @@ def _qkv_weights(block: Block) -> Float[Tensor, "3 head d_model d_head"]:
 
 
 def _qkv_biases(block: Block) -> Float[Tensor, "3 head d_head"]:
-    return _bias(block.attn.qkv).unflatten(0, (3, block.attn.n_heads, block.attn.d_head))
+    return bias_of(block.attn.qkv).unflatten(0, (3, block.attn.n_heads, block.attn.d_head))
 
 
-def _bias(linear: nn.Linear) -> Float[Tensor, "out"]:
+def bias_of(linear: nn.Linear) -> Float[Tensor, "out"]:
     return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from interp_gpt2.hooks import NO_HOOKS, Hooks, canonical
 from interp_gpt2.linear import linear
 from interp_gpt2.transformer_lens.hook_points import HookPoint, edits_of
+from interp_gpt2.weights import bias_of
 
 if TYPE_CHECKING:
     from interp_gpt2.transformer_lens.hooked_root import HookedRoot
@@ -105,8 +106,7 @@ class Attention(Part):
 
     def _qkv_bias(self, which: int) -> Tensor:
         attn = self._hooked.model.blocks[self._layer].attn
-        bias = attn.qkv.weight.new_zeros(attn.qkv.out_features) if attn.qkv.bias is None else attn.qkv.bias
-        return bias.unflatten(0, (3, attn.n_heads, attn.d_head))[which]
+        return bias_of(attn.qkv).unflatten(0, (3, attn.n_heads, attn.d_head))[which]
 
     W_Q = property(lambda self: self._qkv(0))
     W_K = property(lambda self: self._qkv(1))
@@ -122,7 +122,7 @@ class Attention(Part):
 
     @property
     def b_O(self) -> Tensor:
-        return self._hooked.model.b_O[self._layer]
+        return bias_of(self._hooked.model.blocks[self._layer].attn.proj)
 
 
 class MLP(Part):
@@ -142,11 +142,11 @@ class MLP(Part):
 
     @property
     def b_in(self) -> Tensor:
-        return self._hooked.model.b_in[self._layer]
+        return bias_of(self._hooked.model.blocks[self._layer].mlp.fc)
 
     @property
     def b_out(self) -> Tensor:
-        return self._hooked.model.b_out[self._layer]
+        return bias_of(self._hooked.model.blocks[self._layer].mlp.proj)
 
     def __call__(self, normed: Tensor) -> Tensor:
         """What the MLP adds to the stream, from the stream normalised by `ln2`."""

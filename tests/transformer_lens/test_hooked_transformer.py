@@ -121,6 +121,16 @@ def test_the_gradient_at_ln1_is_the_whole_one(pair):
     pair.both(code)
 
 
+def test_a_weight_of_a_part_changed_in_place_is_the_models(pair):
+    model = copy.deepcopy(pair.ours.model)
+    tokens, block = model.to_tokens(TEXT), model.blocks[1]
+    weights = [getattr(block.attn, name) for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_V", "b_O")]
+    for weight in [*weights, block.mlp.W_in, block.mlp.b_in, block.mlp.W_out, block.mlp.b_out, block.ln2.w, block.ln2.b]:
+        before = model(tokens)
+        weight.data.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+        assert not torch.equal(model(tokens), before)
+
+
 def test_weights_are_those_of_transformerlens(pair):
     names = ["W_E", "W_pos", "W_U", "b_U", "W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "W_in", "b_in", "W_out",
              "b_out", "W_E_pos"]  # fmt: skip
