@@ -23,6 +23,9 @@ class ActivationCache(Mapping[str, Tensor]):
         self.n_layers = n_layers
 
     def __getitem__(self, key: str | tuple) -> Tensor:
+        parts = key if isinstance(key, tuple) else (key,)
+        if len(parts) not in (1, 2, 3) or not all(isinstance(part, str) for part in (parts[0], *filter(None, parts[2:]))):
+            raise HookNameError(f"{key!r} is no key; pass a name, or a tuple such as ('pattern', 3) or ('scale', 3, 'ln1')")
         name = full_name(*key, n_layers=self.n_layers) if isinstance(key, tuple) else canonical(key)
         if name not in self._activations and name in ("scale", "normalized"):
             name = f"ln_final.{name}"
@@ -47,8 +50,10 @@ class ActivationCache(Mapping[str, Tensor]):
     def stack(self, name: str, scope: str | None = None) -> Tensor:
         """One kind of activation from every layer that has it, in order: (layer, batch, ...).
 
-        `scope` tells "scale" of "ln1" from that of "ln2". Raises HookNameError when a layer was not recorded.
+        `scope` tells "scale" of "ln1" from that of "ln2". Raises HookNameError when a layer was not recorded, or there is none.
         """
+        if not self.n_layers:
+            raise HookNameError(f"{name!r} cannot be stacked: the model has no layers")
         return torch.stack([self[name, layer, scope] for layer in range(self.n_layers)])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ActivationCache":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -69,6 +70,9 @@ def full_name(short: str, layer: int | None = None, scope: str | None = None, *,
     scope = _SCOPES.get(scope, scope)
     if layer is None:
         return f"ln_final.{leaf}" if leaf in ("scale", "normalized") else leaf
+    if not _is_whole(layer):
+        raise HookNameError(f"{(short, layer)}: {layer!r} is no layer; layers are whole numbers")
+    layer = int(layer)
     if not -n_layers <= layer < n_layers:
         raise HookNameError(f"{(short, layer)}: there is no layer {layer}; the model's layers are 0 to {n_layers - 1}")
     if not scope and leaf in _ATTN:
@@ -91,7 +95,7 @@ def resolve(names: Names | None, config: GPT2Config) -> frozenset[str]:
     """
     if names is None:
         return default_hook_points(config)
-    if isinstance(names, list):
+    if isinstance(names, (list, tuple)):
         names = tuple(tuple(part) if isinstance(part, list) else part for part in names)
     if isinstance(names, (str, tuple)):
         return _resolve(names, config)
@@ -114,11 +118,20 @@ def _resolve(names: str | tuple, config: GPT2Config) -> frozenset[str]:
         if name not in hook_point_names(config):
             raise HookNameError(f"{names} stands for {name!r}, which is not a hook point. {_nearest(name, config)}")
         return frozenset((name,))
+    if None in names:
+        raise HookNameError(f"None names no hook point among {names}; only None alone means the default set")
     return frozenset().union(*(resolve(part, config) for part in names))
 
 
 def _is_short(names: Sequence) -> bool:
-    return len(names) in (2, 3) and isinstance(names[0], str) and isinstance(names[1], (int, type(None)))
+    if len(names) not in (2, 3) or not all(isinstance(part, (str, type(None))) for part in (names[0], *names[2:])):
+        return False
+    return isinstance(names[0], str) and (names[1] is None or _is_whole(names[1]))
+
+
+def _is_whole(number: object) -> bool:
+    """1, and what equals it (NumPy's, 1.0), so that remembered answers do not depend on which of them came first."""
+    return isinstance(number, Real) and float(number).is_integer()
 
 
 def _resolve_string(name: str, config: GPT2Config) -> frozenset[str]:
@@ -152,22 +165,25 @@ def resolve_edits(edits: Edits, config: GPT2Config) -> dict[str, tuple[Callable,
 
     Raises HookNameError as `resolve` does, and EditError for edits that contradict each other.
     """
+    if not isinstance(edits, Mapping):
+        raise EditError(f"edits are {type(edits).__name__}; pass a dict from hook points to functions (value, site) -> Tensor")
     found: dict[str, tuple[Callable, ...]] = {}
     for names, edit in edits.items():
         if not callable(edit):
             raise EditError(f"the edit for {names!r} is {edit!r}; an edit is a function (value, site) -> Tensor")
-        for name in resolve(names, config):
+        for name in resolve((None,) if names is None else names, config):
             found[name] = (*found.get(name, ()), edit)
     return _without_contradictions(found)
 
 
 def _without_contradictions(edits: dict[str, tuple[Callable, ...]]) -> dict[str, tuple[Callable, ...]]:
+    """In the order in which they act: as given, but those marked `comes_last`, which read what the others made, behind."""
     for name, norm in contradictions(edits):
         raise EditError(
             f"{name!r} and {norm!r} are both edited: with its inputs split, attention does not read the shared ln1, "
             "so that edit would do nothing; edit one or the other"
         )
-    return edits
+    return {name: tuple(sorted(found, key=lambda edit: getattr(edit, "comes_last", False))) for name, found in edits.items()}
 
 
 def contradictions(names: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -321,7 +337,10 @@ class Hooks:
         return value
 
     def _kept(self, name: str, value: Tensor) -> Tensor:
-        return self.keep.of(name, value) if isinstance(self.keep, Part) else self.keep(value)
+        kept = self.keep.of(name, value) if isinstance(self.keep, Part) else self.keep(value)
+        if not isinstance(kept, Tensor):
+            raise EditError(f"keep returned {kept!r} for {name!r}; return the tensor to be kept")
+        return kept
 
     def _edited(self, name: str, value: Tensor) -> Tensor:
         parts = name.split(".")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import HookNameError
 
 
@@ -62,6 +63,19 @@ def test_what_was_not_recorded_says_what_to_add(model, tokens):
         cache["z", 2]
     with pytest.raises(HookNameError, match="this cache is empty"):
         model.run_with_cache(tokens, ())[1]["embed"]
+
+
+@pytest.mark.parametrize("wrong", [5, None, (), (0, "z"), ("z", 0, 1), ("z", 0.5), ("z", 0, "attn", 1), ["z", 0]])
+def test_what_is_no_key_is_an_error_and_not_in_it(cache, wrong):
+    assert wrong not in cache
+    with pytest.raises(HookNameError):
+        cache[wrong]
+
+
+def test_nothing_is_stacked_of_a_model_without_layers(make_gpt2, tokens):
+    cache = make_gpt2(GPT2Config(n_layers=0, n_heads=2, d_model=8, d_vocab=50, n_ctx=16)).run_with_cache(tokens)[1]
+    with pytest.raises(HookNameError, match="no layers"):
+        cache.stack("z")
 
 
 def test_printing_it_shows_names_and_shapes(cache):

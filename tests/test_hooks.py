@@ -3,11 +3,12 @@
 import random
 import string
 
+import numpy as np
 import pytest
 
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import EditError, HookNameError
-from interp_gpt2.hooks import default_hook_points, hook_point_names, resolve, resolve_edits, tl_name
+from interp_gpt2.hooks import _resolve, default_hook_points, hook_point_names, resolve, resolve_edits, tl_name
 
 CONFIG = GPT2Config(n_layers=12, d_vocab=50)
 
@@ -62,12 +63,23 @@ def test_a_model_without_mlps_or_norms_has_no_such_points():
         (("patern", 2), "'blocks.2.attn.pattern'"),
         (lambda name: False, "accepted none of the"),
         (3, "named by str, tuple, list or function"),
+        (["embed", "pos_embed", None], "None names no hook point"),
+        (("z", 0, 1), "no hook point is named 'z'"),
+        (("z", [0, 1]), "no hook point is named 'z'"),
+        (("z", 0.5), "no hook point is named 'z'"),
     ],
 )
 def test_a_name_that_matches_nothing_is_an_error_that_names_the_nearest(wrong, said):
     with pytest.raises(HookNameError) as error:
         resolve(wrong, CONFIG)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("first", [1, 1.0, np.int64(1)])
+def test_a_layer_means_the_same_whichever_number_was_asked_for_first(first):
+    _resolve.cache_clear()
+    for layer in (first, 1, 1.0, np.int64(1)):
+        assert resolve(("z", layer), CONFIG) == {"blocks.1.attn.z"}
 
 
 def test_the_right_name_comes_first_for_nineteen_of_twenty_one_letter_typos():
@@ -92,3 +104,7 @@ def test_edits_that_could_do_nothing_are_refused():
     resolve_edits({("q_input", 0): edit, "blocks.1.ln1.scale": edit}, CONFIG)
     with pytest.raises(EditError, match="an edit is a function"):
         resolve_edits({("z", 0): 0.0}, CONFIG)
+    with pytest.raises(EditError, match="pass a dict"):
+        resolve_edits([("z0", edit)], CONFIG)
+    with pytest.raises(HookNameError, match="None names no hook point"):
+        resolve_edits({None: edit}, CONFIG)

@@ -5,7 +5,7 @@ import threading
 from torch import Tensor
 
 from interp_gpt2.config import GPT2Config
-from interp_gpt2.errors import AnalysisError
+from interp_gpt2.errors import AnalysisError, EditError
 from interp_gpt2.hooks import Edits, Site
 
 
@@ -13,7 +13,8 @@ def without_residual(config: GPT2Config) -> Edits:
     """Edits under which every block's attention and MLP replace the stream instead of adding to it.
 
     `resid_mid` becomes `attn_out`, and `resid_post` becomes `mlp_out` (`attn_out` where there is no MLP): a network without
-    skip connections, made of the same weights. Raises AnalysisError for a model without layers, which has none to skip.
+    skip connections, made of the same weights. Other edits of these parts come before, and count. Raises AnalysisError for
+    a model without layers, which has none to skip.
     """
     if config.n_layers == 0:
         raise AnalysisError("a model without layers has no residual connection to take out")
@@ -33,7 +34,14 @@ class _Replacing:
         self.written.value = value
         return value
 
+    remember.comes_last = True  # what other edits make of it is what is written
+
     def recall(self, value: Tensor, site: Site) -> Tensor:
+        if not hasattr(self.written, "value"):
+            raise EditError(f"what replaces {site.name!r} was not remembered: another edit stands in place of without_residual's")
         written = self.written.value
         del self.written.value  # or the graph of a pass would live until the next one
         return written
+
+    def __reduce__(self) -> tuple:
+        return type(self), ()  # between passes it holds nothing

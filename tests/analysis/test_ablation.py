@@ -1,5 +1,6 @@
 """Without its residual connections a model is the plain composition of its sub-layers."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from interp_gpt2.analysis.ablation import without_residual
 from interp_gpt2.config import GPT2Config
-from interp_gpt2.errors import AnalysisError
+from interp_gpt2.errors import AnalysisError, EditError
 from interp_gpt2.hooks import NO_HOOKS
 from interp_gpt2.model import GPT2
 
@@ -53,3 +54,25 @@ def test_threads_do_not_mix():
 def test_a_model_without_layers_is_refused():
     with pytest.raises(AnalysisError, match="without layers"):
         without_residual(GPT2Config(n_layers=0))
+
+
+@pytest.mark.parametrize("point", ["attn_out", "mlp_out"])
+def test_an_edit_of_what_a_sub_layer_writes_is_what_replaces_the_stream(point):
+    model = GPT2(GPT2Config(**SHAPE), seed=1)
+    edited = model.with_edits(without_residual(model.config))
+    _, cache = edited.run_with_cache(TOKENS, "*", {(point, 1): lambda value, site: value * 2})
+    ends = "resid_mid" if point == "attn_out" else "resid_post"
+    assert torch.equal(cache[ends, 1], cache[point, 1])
+    together = without_residual(model.config) | {(point, 1): lambda value, site: value * 2}
+    torch.testing.assert_close(model.run_with_edits(TOKENS, together), cache["unembed.out"])
+
+
+def test_an_edit_in_the_place_of_its_own_is_refused():
+    model = GPT2(GPT2Config(**SHAPE), seed=1)
+    with pytest.raises(EditError, match="was not remembered"):
+        model.run_with_edits(TOKENS, without_residual(model.config) | {"*.attn_out": lambda value, site: value})
+
+
+def test_a_copy_of_the_model_is_without_residual_too():
+    edited = GPT2(GPT2Config(**SHAPE), seed=1).with_edits(without_residual(GPT2Config(**SHAPE)))
+    assert torch.equal(copy.deepcopy(edited)(TOKENS), edited(TOKENS))
