@@ -37,11 +37,13 @@ def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()  # the compiler chooses for itself
         and type(x) is Tensor  # a subclass may mean something else by a product,
-        and not has_torch_function_variadic(x, weight)  # and so may a mode
+        and not has_torch_function_variadic(x, weight)  # and so may a mode,
+        and not torch._C._len_torch_dispatch_stack()  # of either kind: one that counts operations knows torch's own
         and x.device.type == "cpu"
         and (x.numel() * weight.shape[0] >= _WORTHWHILE or weight.numel() >= _WORTH_READING)
         and x.dtype == weight.dtype == torch.float32
         and x.ndim > 1
+        and x.shape[-1] == weight.shape[1]  # else torch says best what is wrong
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.enabled
         and _mkl_is_slow()

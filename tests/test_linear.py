@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from interp_gpt2 import linear as module
 from interp_gpt2.linear import Linear, linear
@@ -152,6 +153,16 @@ def test_modes_autocast_compilation_and_the_switch_of_torch_are_respected(onednn
     assert not calls
     layer(x)
     assert calls
+
+
+def test_operations_are_counted_and_misfits_named_as_of_torchs_own_product(onednn, calls):
+    x, weight, bias = operands((5, 8), (3, 8))
+    with FlopCounterMode(display=False) as counted:
+        linear(x, weight, bias)
+    assert counted.get_total_flops() == 2 * 5 * 8 * 3
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(x[:, :7], weight, bias)
+    assert not calls
 
 
 def test_a_torch_without_the_product_is_noticed(monkeypatch):
