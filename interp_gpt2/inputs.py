@@ -75,6 +75,8 @@ def check_tokens(
             + (f"{n_past} are in the KV cache already" if n_past else f"pass tokens[:, :{config.n_ctx}]")
         )
     check_mask(attention_mask, (tokens.shape[0], n_pos))
+    if attention_mask is not None and attention_mask.device != tokens.device:
+        raise TokenError(f"attention_mask is on {attention_mask.device}, the tokens are on {tokens.device}")
     if tokens.is_meta or _TRUSTED.get():
         return
     low, high = (int(end) for end in tokens.aminmax())
@@ -88,6 +90,8 @@ def check_mask(attention_mask: Tensor | None, shape: tuple[int, int]) -> None:
     """Refuse an attention mask that is not (batch, pos) whole numbers or booleans for the tokens it goes with."""
     if attention_mask is None:
         return
+    if not isinstance(attention_mask, Tensor):
+        raise TokenError(f"attention_mask must be a tensor (batch, pos), not {type(attention_mask).__name__}")
     if tuple(attention_mask.shape) != shape:
         raise TokenError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {shape}")
     if attention_mask.is_floating_point():

@@ -90,10 +90,13 @@ class Attention(nn.Module):
         return tuple(out)
 
     def attend_fused(self, q: Tensor, k: Tensor, v: Tensor, hooks: Hooks, visible: Tensor | None) -> Tensor:
+        causal = visible is None
+        if q.shape[1] == 1:  # a single query sees every key; asked with `if`, since a compiled length is a symbol
+            causal = False
         z = F.scaled_dot_product_attention(
             *(heads.transpose(1, 2) for heads in (q, k, v)),  # (batch, head, pos, d_head)
             attn_mask=visible,
-            is_causal=visible is None and q.shape[1] > 1,  # a single query sees every key
+            is_causal=causal,
             dropout_p=self.dropout if self.training else 0.0,
             scale=self.scale,
         )

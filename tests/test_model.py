@@ -375,6 +375,17 @@ def test_compiled_and_eager_agree_plain_recorded_and_edited(model, tokens):
         torch.testing.assert_close(cache[name], eager_cache[name], atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_compiled_once_it_reads_texts_of_every_length(model, tokens):
+    torch._dynamo.reset()
+    expected = {n: model.run_with_cache(tokens[:, :n], "*")[1] for n in (12, 7, 5, 1)}
+    model.compile(backend="eager", fullgraph=True)
+    for n, cache in expected.items():
+        torch.testing.assert_close(model(tokens[:, :n]), cache["unembed.out"], atol=1e-5, rtol=1e-5)
+        recorded = model.run_with_cache(tokens[:, :n], "*")[1]
+        torch.testing.assert_close(recorded["pattern", 1], cache["pattern", 1], atol=1e-5, rtol=1e-5)
+
+
 # Padding and KV cache
 
 
@@ -502,6 +513,12 @@ def test_an_unknown_hook_name_is_refused_before_anything_runs(model, tokens):
 def test_a_mask_of_another_shape_and_layers_that_do_not_exist_are_refused(model, tokens):
     with pytest.raises(TokenError, match=r"attention_mask has shape \(2, 3\)"):
         model(tokens, attention_mask=torch.ones(2, 3))
+    with pytest.raises(TokenError, match="attention_mask must be a tensor"):
+        model(tokens, attention_mask=[[1] * 12] * 2)
+    with pytest.raises(TokenError, match="attention_mask is on meta, the tokens are on cpu"):
+        model(tokens, attention_mask=torch.ones_like(tokens, device="meta"))
+    with pytest.raises(EditError, match=r"keep returned None for 'embed'"):
+        model.run_with_cache(tokens, "embed", keep=lambda value: None)
     with pytest.raises(TokenError, match=r"attention_mask has shape \(2, 3\); expected \(2, 12\)"):
         model.run_blocks(model.embed(tokens), attention_mask=torch.ones(2, 3))
     with pytest.raises(ConfigError, match="blocks 0 to 3 do not exist"):
