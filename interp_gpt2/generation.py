@@ -57,7 +57,8 @@ def generate(
     """`tokens` (batch, pos) followed by up to `max_new_tokens` sampled ones: (batch, pos + new).
 
     The sampling arguments are those of `Sampling`. Generation ends early when every row has produced `stop_token`.
-    `attention_mask` (batch, pos) is 0 at padding, which stands on the left; each row gets the tokens it would get alone.
+    `attention_mask` (batch, pos) is 0 at padding, which stands on the left; each row is continued as it would be alone
+    (but for chance: the rows share one generator).
     Past n_ctx the window slides: each token is predicted from the n_ctx before it, without the cache, since positions
     shift. Raises TokenError for tokens or a mask that do not fit, ConfigError for dropout that is on.
     """
@@ -83,6 +84,7 @@ def stream(
     the context, so that ContextLengthError is raised at once if tokens and new ones exceed n_ctx. Raises as `generate`.
     """
     _check(model, tokens, max_new_tokens, attention_mask, past)
+    _check_stop(model, sampling)
     past = KVCache() if past is None else past
     return _steps(model, tokens, max_new_tokens, sampling or Sampling(), attention_mask, past, lambda: NO_HOOKS)
 
@@ -109,6 +111,7 @@ def generate_with_cache(
         return heard[-1]
 
     _check(model, tokens, max_new_tokens, attention_mask, None)
+    _check_stop(model, sampling)
     steps = _steps(model, tokens, max_new_tokens, sampling or Sampling(), attention_mask, KVCache(), listen)
     whole = torch.cat([tokens, *(new[:, None].to(tokens.dtype) for new in steps)], dim=1)
     return whole, [ActivationCache(hooks.cache, model.config.n_layers) for hooks in heard]
@@ -156,6 +159,7 @@ def sample(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
 def next_token_probs(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
     """The distribution sampled from: (batch, d_vocab), rows summing to 1, zero where top_k or top_p cut."""
     logits = logits.float()
+    temperature = max(temperature, torch.finfo(torch.float32).tiny)  # a smaller one would round to 0, and 0/0 is no logit
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0: no temperature makes it infinite
     if top_k is not None and top_k < logits.shape[-1]:
         kth = logits.topk(top_k).values[:, -1:]
@@ -195,3 +199,9 @@ def _check(
             f"{n_read} tokens would be read, more than n_ctx={n_ctx}, beyond which a KV cache means nothing; "
             f"pass max_new_tokens={max(n_ctx - tokens.shape[1] + 1, 0)} or no past"
         )
+
+
+def _check_stop(model: GPT2, sampling: Sampling | None) -> None:
+    stop = None if sampling is None else sampling.stop_token
+    if stop is not None and not 0 <= stop < model.config.d_vocab:
+        raise TokenError(f"stop_token={stop} can never come: ids are 0 to {model.config.d_vocab - 1}")

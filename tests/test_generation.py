@@ -48,6 +48,19 @@ def test_rows_end_at_the_stop_token(model, tokens):
     assert (out[0, 12:] == stop).all()
 
 
+@pytest.mark.parametrize("stop", [-1, 50])
+def test_a_stop_token_that_can_never_come_is_refused_at_once(model, tokens, stop):
+    with pytest.raises(TokenError, match=f"stop_token={stop} can never come"):
+        stream(model, tokens, 1, Sampling(stop_token=stop))
+    with pytest.raises(TokenError, match="can never come"):
+        generate_with_cache(model, tokens, 1, (), Sampling(stop_token=stop))
+
+
+def test_no_temperature_is_too_small(model, tokens):
+    for temperature in (1e-30, 1e-50, 5e-324):
+        assert torch.equal(model.generate(tokens, 3, temperature, seed=0), model.generate(tokens, 3, temperature=0))
+
+
 @pytest.mark.parametrize(
     ("sampling", "said"),
     [
