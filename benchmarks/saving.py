@@ -9,7 +9,7 @@ To be at most 1 % of those 100 steps. Three shares of their time are told, from 
 On two cores that both train, the writer takes its time from them, so "lost" lies between the other two where the machine is
 otherwise idle; where it is not, only processor times mean something.
 
-Measured on 2026-11-20, two cores of a Zen 5, bfloat16, one sequence of 256 tokens (the shortest step tried, 0.60 s; load 3):
+Measured on 2026-11-20, two cores of an AMD EPYC, bfloat16, one sequence of 256 tokens (the shortest step tried, 0.60 s; load 3):
 copied 0.12 %, lost 0.72 %, all of it 0.74 %. Four sequences, with a load of 4.6: 0.01, 0.08 and 0.10 %. With the optimizer's
 state (--resumable, which happens every `resume_every` steps, 500, and not every 100): 0.17, 1.83 and 2.01 % of 100 steps of 256.
 """
