@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from interp_gpt2.data.source import Source
-from interp_gpt2.errors import DivergenceError
+from interp_gpt2.errors import ConfigError, DivergenceError
 from interp_gpt2.hooks import Edits
 from interp_gpt2.model import GPT2
 from interp_gpt2.training.config import TrainConfig
@@ -36,9 +36,11 @@ def train_in_memory(
 ) -> Trained:
     """Train as `config` says, with nothing written: the updates of `train`, each pass under `edits`.
 
-    What `config` says of checkpoints, logs and samples is not used. Raises DivergenceError for a loss that is not finite, and
-    as `train` for what describes no run.
+    What `config` says of checkpoints, logs and samples is not used. Raises ConfigError for a compiled pass under edits,
+    DivergenceError for a loss that is not finite, and as `train` for what describes no run.
     """
+    if edits and config.compile:
+        raise ConfigError("a pass under edits is not compiled while training; leave compile at false")
     source = source or source_of(config)
     config = replace(config, model=replace(config.model, d_vocab=source.tokenizer.d_vocab))
     machine = Machine.for_config(config)

@@ -7,7 +7,7 @@ import torch
 
 from interp_gpt2.analysis.ablation import without_residual
 from interp_gpt2.config import GPT2Config
-from interp_gpt2.errors import DivergenceError, EditError
+from interp_gpt2.errors import ConfigError, DivergenceError, EditError
 from interp_gpt2.training.config import TrainConfig
 from interp_gpt2.training.in_memory import train_in_memory
 from interp_gpt2.training.loop import train
@@ -37,3 +37,8 @@ def test_a_model_is_trained_under_its_edits_and_cannot_be_saved_without_them(tmp
 def test_divergence_is_an_error():
     with pytest.raises(DivergenceError, match="learning rate"):
         train_in_memory(replace(CONFIG, lr=1e30, grad_clip=0.0, n_steps=60, min_lr=1e29))
+
+
+def test_a_compiled_pass_under_edits_is_refused():
+    with pytest.raises(ConfigError, match="compile"):
+        train_in_memory(replace(CONFIG, compile=True), without_residual(CONFIG.model))
