@@ -144,8 +144,8 @@ def ladder(
 ) -> "Figure":
     """Validation losses of models in their order, each `name: (tokens, loss)` from its first tokens on.
 
-    From the plainest, dark, to the last, light, with each model's last loss beside its name. Tokens are on a logarithmic
-    axis, which has no 0: a row at 0 tokens is left out. Raises AnalysisError for a curve with nothing else.
+    From the plainest, dark, to the last, light, with each model's last loss beside its name. A row at 0 tokens, where all
+    models know as little, is left out. Raises AnalysisError for a curve with nothing else.
     """
     from matplotlib import colormaps
 
@@ -155,15 +155,15 @@ def ladder(
         rows = [(n, value) for n, value in zip(tokens, as_array(loss), strict=True) if n > 0]
         if not rows:
             raise AnalysisError(f"the curve {name!r} has no loss after any tokens")
-        colour = colormaps["viridis"](0.9 * i / max(1, len(curves) - 1))
+        colour = colormaps["viridis"](0.8 * i / max(1, len(curves) - 1))
         axes.plot(*zip(*rows, strict=True), color=colour, marker=".", markersize=3, label=name)
         labels[f"{name} {rows[-1][1]:.2f}"] = (float(rows[-1][1]), colour)
     for name, level in (references or {}).items():
         axes.axhline(level, color=GREY, linestyle="--", linewidth=0.8, label=name)
         labels[f"{name} (counted) {level:.2f}"] = (level, GREY)
-    axes.set_xscale("log")
-    axes.set(xlabel="tokens", ylabel="validation loss, nats per token")
-    _label_ends(axes, labels)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}")
+    axes.set(xlabel="tokens, millions", ylabel="validation loss, nats per token")
+    _label_ends(axes, labels, gap=0.055)
     return figure
 
 
@@ -306,11 +306,11 @@ def _steps_axis(axes: "Axes", steps: Sequence[int], window: tuple[float, float] 
         axes.axvspan(*window, color="#d69e14", alpha=0.17, linewidth=0)
 
 
-def _label_ends(axes: "Axes", labels: Mapping[str, tuple[float, str]]) -> None:
+def _label_ends(axes: "Axes", labels: Mapping[str, tuple[float, str]], gap: float = 0.075) -> None:
     """Names at the right of the axes, at the height of what they name, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
     ordered = sorted(labels.items(), key=lambda item: item[1][0])
-    heights = spread([(value - low) / (high - low) for _, (value, _) in ordered], 0.0, 1.0, gap=0.075)
+    heights = spread([(value - low) / (high - low) for _, (value, _) in ordered], 0.0, 1.0, gap=gap)
     for (name, (_, colour)), height in zip(ordered, heights, strict=True):
         where = {"transform": axes.transAxes, "va": "center", "fontsize": 7, "color": colour}
         axes.text(1.02, height, name, parse_math=False, **where)

@@ -179,14 +179,14 @@ def test_notices_are_only_for_what_a_user_should_know(tmp_path):
 def test_a_micro_batch_that_fits_is_found_before_the_first_step_and_recorded(tmp_path, monkeypatch):
     backward = Updates.backward
 
-    def small_memory(self, tokens, *averaged):
-        if len(tokens) > 2 and self.machine.micro_batch is None:
+    def small_memory(self, batch, *averaged):
+        if len(batch.tokens) > 2 and self.machine.micro_batch is None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return backward(self, tokens, *averaged)
+        return backward(self, batch, *averaged)
 
     events = []
     with monkeypatch.context() as patch:
-        patch.setattr(Updates, "backward", lambda self, tokens, averaged=True: small_memory(self, tokens, averaged))
+        patch.setattr(Updates, "backward", lambda self, batch, averaged=True: small_memory(self, batch, averaged))
         found = train(replace(TINY, micro_batch="auto"), tmp_path / "auto", progress=events.append)
     assert events[0].micro_batch == 2
     assert found.settings["config"]["micro_batch"] == "auto"
