@@ -1,14 +1,16 @@
 """metrics.jsonl shown elsewhere too: TensorBoard or Weights & Biases. The file stays the truth, and training needs neither.
 
-A mirror runs in a thread of its own. When it fails (no package, no network, no login), training goes on without it and
-says so once.
+A mirror runs in a thread of its own. When it fails (no package, no network, no login) or does not come to an end, training
+goes on without it and says so once.
 """
 
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from queue import SimpleQueue
+from threading import Thread
+from types import TracebackType
 from typing import Any, Protocol
 
 from interp_gpt2.runs.run import Run
@@ -68,10 +70,12 @@ class Mirror:
 
     def __init__(self, tracking: str, run: Run, progress: Progress) -> None:
         self.tracking, self.run, self.progress = tracking, run, progress
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix=tracking)
+        self.tasks: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
         self.writer: Writer | None = None  # made and used in the thread
-        self.under_way: list[Future[None]] = []
+        self.error: BaseException | None = None  # what ended the thread
         self.failed = False
+        self.thread = Thread(target=self._work, name=tracking, daemon=True)  # Python's own end does not wait for it
+        self.thread.start()
 
     def __call__(self, event: Event) -> None:
         self.progress(event)
@@ -84,24 +88,33 @@ class Mirror:
 
     def submit(self, *task: Any) -> None:
         if not self.failed:
-            self.under_way.append(self.thread.submit(*task))
+            self.tasks.put(task)
 
     def look(self) -> None:
         """Say what went wrong, once; never wait."""
-        for future in [future for future in self.under_way if future.done()]:
-            self.under_way.remove(future)
-            error = None if future.cancelled() else future.exception()
-            if error is not None and not self.failed:
-                self.failed = True
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                self.progress(Notice(f"{self.tracking} shows no more of this run ({reason}); metrics.jsonl has every row"))
+        if self.error is not None and not self.failed:
+            self.failed = True
+            reason = f"{type(self.error).__name__}: {self.error}".splitlines()[0]
+            self.progress(Notice(f"{self.tracking} shows no more of this run ({reason}); metrics.jsonl has every row"))
 
     def close(self) -> None:
         """Finish what is under way, for no longer than CLOSING_SECONDS."""
         self.submit(self._close)
-        wait(self.under_way, CLOSING_SECONDS)
+        self.tasks.put(None)
+        self.thread.join(CLOSING_SECONDS)
+        if self.thread.is_alive():
+            self.error = TimeoutError(f"not done after {CLOSING_SECONDS:.0f} s")
         self.look()
-        self.thread.shutdown(wait=False, cancel_futures=True)
+
+    def _work(self) -> None:
+        with ExitStack() as stack:
+            stack.push(self._ended_by)
+            for function, *arguments in iter(self.tasks.get, None):
+                function(*arguments)
+
+    def _ended_by(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
+        self.error = error  # whatever it is, `look` says it, and it ends the mirror alone
+        return True
 
     def _open(self, step: int) -> None:
         self.writer = WRITERS[self.tracking](self.run, step)

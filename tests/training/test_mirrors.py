@@ -9,6 +9,7 @@ import pytest
 
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.runs.run import Run
+from interp_gpt2.training import mirrors
 from interp_gpt2.training.config import TrainConfig
 from interp_gpt2.training.events import Finished, Notice
 from interp_gpt2.training.loop import train
@@ -93,6 +94,19 @@ def test_a_mirror_that_fails_is_noticed_once_and_training_goes_on(tmp_path, monk
     plain = train(CONFIG, tmp_path / "plain")
     assert run.checkpoint_hash(6) == plain.checkpoint_hash(6)
     assert len(run.metrics()) == len(plain.metrics())
+
+
+def test_a_mirror_that_does_not_end_is_noticed_and_holds_up_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirrors, "CLOSING_SECONDS", 0.2)
+    wandb, never = FakeWandB(), threading.Event()
+    wandb.finish = never.wait
+    _, events = trained(tmp_path, monkeypatch, wandb)
+    (notice,) = (event for event in events if isinstance(event, Notice))
+    assert "TimeoutError: not done after 0 s" in notice.text
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "wandb")
+    assert thread.daemon  # Python's own end does not wait for it
+    never.set()
+    thread.join(10)
 
 
 def test_a_package_that_is_not_installed_is_noticed_too(tmp_path, monkeypatch):
