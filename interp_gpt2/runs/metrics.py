@@ -11,6 +11,7 @@ from typing import Any
 
 from interp_gpt2.errors import RunError
 from interp_gpt2.files import written_atomically
+from interp_gpt2.runs.durable import write_errors_named
 
 METRICS, ONLINE, SAMPLES = "metrics.jsonl", "online.jsonl", "samples.jsonl"
 LOGS = (METRICS, ONLINE, SAMPLES)
@@ -20,7 +21,7 @@ def append_metrics(run_dir: Path | str, row: Mapping[str, Any], log: str = METRI
     """Add one line and hand it to the system, so that it outlives this process.
 
     `row` has an int under "step". JSON has no NaN or infinity: such a value is null, and "nonfinite" says which it was.
-    Raises RunError for a row that is not JSON or that cannot be written.
+    Raises RunError for a row that is not JSON, CheckpointWriteError where it cannot be written.
     """
     if type(row.get("step")) is not int:
         raise RunError(f"a row of metrics needs a whole number under 'step', got {row.get('step')!r}")
@@ -29,13 +30,11 @@ def append_metrics(run_dir: Path | str, row: Mapping[str, Any], log: str = METRI
         row = {**row, **dict.fromkeys(nonfinite), "nonfinite": nonfinite}
     path = Path(run_dir) / log
     try:
-        line = json.dumps(row, allow_nan=False) + "\n"
-        with path.open("ab") as file:
-            file.write(line.encode("ascii"))
+        line = (json.dumps(row, allow_nan=False) + "\n").encode("ascii")
     except (TypeError, ValueError) as error:
         raise RunError(f"the metrics of step {row['step']} are not JSON: {error}") from error
-    except OSError as error:
-        raise RunError(f"{path} could not be written: {error.strerror or error}") from error
+    with write_errors_named(path, len(line)), path.open("ab") as file:
+        file.write(line)
 
 
 def read_metrics(run_dir: Path | str, log: str = METRICS) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from interp_gpt2.runs.strict_json import render
 LOCK = ".lock"
 REFUSED = "refused-"  # what a damaged checkpoint is renamed to when its step is trained anew
 DIVERGENCE = "divergence.json"  # what was found where training stopped at a loss or gradient that is not finite
-_MADE_FROM_A_RUN = ("report.html", "report.json", "sweeps", DIVERGENCE)
+_MADE_FROM_A_RUN = ("report.html", "report.json", "sweeps", "tensorboard", "wandb", DIVERGENCE)
 
 
 def create_run(path: Path | str, settings: Mapping[str, Any], tokenizer: Saveable | None = None, overwrite: bool = False) -> Run:
@@ -77,24 +77,23 @@ def rewrite_settings(run: Run, settings: Mapping[str, Any]) -> None:
 def run_lock(path: Path | str) -> Iterator[None]:
     """The only writer of a run while the block lasts; what killed writers left behind is swept first.
 
-    Held through flock on `.lock`, so it is free again the moment its holder dies. Raises RunError naming the holder.
+    Held through flock on `.lock`, so it is free again the moment its holder dies. Raises RunError naming the holder,
+    CheckpointWriteError where the directory cannot be written.
     """
     import fcntl  # not on Windows, where runs can be read but not trained
 
     path = Path(path)
-    try:
+    with write_errors_named(path / LOCK, 0):
         fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise RunError(f"{path / LOCK} cannot be opened: {error.strerror}") from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"{path} is being written by {_holder(os.read(fd, 4096))}; wait for it or stop it") from None
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}).encode(), 0)
         with write_errors_named(path, 0):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}).encode(), 0)
             sweep_leftovers(path)
         yield
     finally:

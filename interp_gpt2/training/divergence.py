@@ -17,6 +17,7 @@ from interp_gpt2.files import written_atomically
 from interp_gpt2.hooks import default_hook_points, hook_point_names
 from interp_gpt2.inputs import positions_and_visible
 from interp_gpt2.model import GPT2
+from interp_gpt2.runs.durable import write_errors_named
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.strict_json import render
 from interp_gpt2.runs.writing import DIVERGENCE
@@ -68,8 +69,9 @@ def diverged(run: Run, updates: Updates, step: int, loss: float, grad_norm: floa
         "last_checkpoint": last,
     }
     path = run.path / DIVERGENCE
-    with written_atomically(path) as file:
-        file.write(render(record))
+    content = render(record)
+    with write_errors_named(path, len(content)), written_atomically(path) as file:
+        file.write(content)
     return DivergenceError(
         f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}; first not finite: {found}; the last "
         f"checkpoint, of step {last}, is from before; try a lower lr than {updates.config.lr} or a longer warmup_steps; "

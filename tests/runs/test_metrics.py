@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from interp_gpt2.errors import RunError
+from interp_gpt2.errors import CheckpointWriteError, RunError
 from interp_gpt2.runs.metrics import ONLINE, SAMPLES, append_metrics, read_metrics, truncate_metrics
 
 
@@ -63,6 +63,12 @@ def test_a_row_needs_a_step_and_must_be_json(tmp_path: Path) -> None:
         with pytest.raises(RunError):
             append_metrics(tmp_path, row)
     assert read_metrics(tmp_path) == []
+
+
+def test_a_row_that_cannot_be_written_is_an_error_of_files(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(CheckpointWriteError, match=r"metrics.jsonl could not be written.* \(12 bytes needed"):
+        append_metrics(tmp_path, {"step": 1})
 
 
 def test_truncating_reaches_every_log_and_makes_none(tmp_path: Path) -> None:

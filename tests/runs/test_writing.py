@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from interp_gpt2.config import GPT2Config
-from interp_gpt2.errors import RunError
+from interp_gpt2.errors import CheckpointWriteError, RunError
 from interp_gpt2.model import GPT2
 from interp_gpt2.runs.checkpoint import ResumeState, load_resume, load_weights, save_checkpoint, verify_checkpoint
 from interp_gpt2.runs.metrics import append_metrics
@@ -63,6 +63,7 @@ def test_overwriting_replaces_the_run_and_leaves_what_is_not_part_of_it(run: Run
     add_step(run, 1)
     append_metrics(run.path, {"step": 1})
     (run.path / "report.html").write_text("of the old run")
+    (run.path / "tensorboard").mkdir()
     (run.path / "notes.txt").write_text("mine")
     new = create_run(run.path, {"config": {"seed": 9}}, CharTokenizer("xyz"), overwrite=True)
     assert (new.seed, new.steps, new.metrics(), new.tokenizer().characters) == (9, [], [], ("x", "y", "z"))
@@ -91,6 +92,12 @@ def test_a_second_writer_is_refused_by_name(run: Run) -> None:
             with pytest.raises(RunError, match=f"process {os.getpid()} on {holder['host']} since {holder['started'][:4]}"):
                 attempt()
     with run_lock(run.path):
+        pass
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_of_files(run: Run) -> None:
+    (run.path / ".lock").mkdir()
+    with pytest.raises(CheckpointWriteError, match=r"\.lock could not be written"), run_lock(run.path):
         pass
 
 
