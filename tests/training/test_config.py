@@ -11,7 +11,7 @@ import pytest
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import ConfigError
 from interp_gpt2.training.config import RECIPES, Checkpoints, TrainConfig, load_recipe
-from interp_gpt2.training.schedule import checkpoint_steps
+from interp_gpt2.training.schedule import checkpoint_steps, resume_steps
 
 
 def test_a_config_survives_json():
@@ -78,6 +78,7 @@ def test_the_recipes_that_follow_others_are_what_those_are():
     steps = checkpoint_steps(pythia.checkpoints, pythia.n_steps)
     assert sorted(steps) == [0, *(2**i for i in range(10)), *range(1000, 143_001, 1000)]
     assert len(steps) == 154
+    assert resume_steps(pythia.checkpoints, pythia.n_steps) <= steps  # no other is kept to resume from
     stories = load_recipe("tinystories")
     assert stories.n_steps * stories.tokens_per_step == 327_680_000
     for name, parameters in (("tiny-shakespeare", 10.7e6), ("tiny-shakespeare-cpu", 0.8e6)):
