@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from interp_gpt2.cli.tables import in_bytes
-from interp_gpt2.training.events import Event, Finished, Logged, Notice, Saved, Started
+from interp_gpt2.training.events import Event, Finished, Logged, Notice, Started
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -38,6 +38,7 @@ class TrainingBars:
         self.bars: dict[str, tqdm] = {}
         self.shown: dict[str, dict[str, float]] = {name: {} for name in names}
         self.n_steps: dict[str, int] = {}
+        self.began: dict[str, int] = {}  # the steps that were there already
 
     def __enter__(self) -> "TrainingBars":
         return self
@@ -55,12 +56,10 @@ class TrainingBars:
             self.write(f"{name}: {event.text}")
         elif isinstance(event, Finished) and not self.live:
             online = f", of them {event.online_seconds:.1f} s for online analyses" if event.online_seconds else ""
-            self.write(f"{name}: {event.step:,} steps in {event.seconds:.0f} s{online}")
-        elif isinstance(event, (Saved, Finished)):
-            return
+            self.write(f"{name}: {event.step - self.began[name]:,} steps in {event.seconds:.0f} s{online}")
 
     def start(self, name: str, event: Started) -> None:
-        self.n_steps[name] = event.n_steps
+        self.n_steps[name], self.began[name] = event.n_steps, event.step
         if not self.live:
             at_once = f", {event.micro_batch:,} sequences at once" if event.micro_batch else ""
             self.write(f"{name}: {event.n_params:,} parameters, step {event.step:,} of {event.n_steps:,}{at_once}")

@@ -1,5 +1,6 @@
 """`interp-gpt2 train`: a recipe, or your own text."""
 
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,8 @@ class Train:
     """Updates of the weights."""
     seed: Annotated[int | None, option("N")] = None
     """Of the weights and the order of the data."""
-    tokenizer: Annotated[Literal["char", "byte", "gpt2"] | None, option("{char,byte,gpt2}")] = None
-    """Characters, bytes, or GPT-2's byte pairs; prepared data has its own."""
+    tokenizer: Annotated[str | None, option("KIND")] = None
+    """char, byte, gpt2, or bpe:4096 to train one of 4,096 tokens; prepared data has its own."""
     n_layers: Annotated[int | None, option("N")] = None
     """Blocks."""
     n_heads: Annotated[int | None, option("N")] = None
@@ -97,6 +98,9 @@ class Train:
         from interp_gpt2.training.loop import train
 
         config, out = self.config(), self.directory()
+        if place().rank == 0:
+            for unheeded in self.unheeded(config):
+                print(f"{out.name}: goes on as it was begun, with {unheeded}", file=sys.stderr)
         with TrainingBars([out.name]) as bars:
             run = train(config, out, self.resume, self.overwrite, lambda event: bars(out.name, event))
         if place().rank == 0:
@@ -105,7 +109,7 @@ class Train:
 
     def config(self) -> "TrainConfig":
         """The recipe, or on --resume what the run was begun with, changed by the options given."""
-        from interp_gpt2.training.config import RECIPES, TrainConfig
+        from interp_gpt2.training.config import RECIPES
 
         if self.resume and self.overwrite:
             raise UsageError("--resume goes on with a run and --overwrite deletes it; give one of them")
@@ -115,6 +119,24 @@ class Train:
             raise UsageError(f"what shall it train on? name a recipe ({', '.join(RECIPES)}) or give --data")
         else:
             base = self._recipe(self.recipe or "text")
+        return self._with_options(base)
+
+    def unheeded(self, config: "TrainConfig") -> list[str]:
+        """On --resume, what the recipe says otherwise than the run that goes on as `config`."""
+        if not self.resume or self.recipe is None:
+            return []
+        from interp_gpt2.data.source import NAMED_SOURCES
+        from interp_gpt2.training.record import differences
+
+        said = self._with_options(self._recipe(self.recipe)).to_dict()
+        said["model"]["d_vocab"] = config.model.d_vocab  # follows from the tokenizer
+        if said["data"] not in NAMED_SOURCES and Path(said["data"]).expanduser().resolve() == Path(config.data):
+            said["data"] = config.data  # a run has the path in full
+        return [f"{name}={is_!r}; {self.recipe} says {was!r}" for name, was, is_ in differences(said, config.to_dict())]
+
+    def _with_options(self, base: "TrainConfig") -> "TrainConfig":
+        from interp_gpt2.training.config import TrainConfig
+
         return TrainConfig.from_dict(_changed(_changed(base.to_dict(), self._fields(base)), self._settings()))
 
     def _fields(self, base: "TrainConfig") -> dict[str, Any]:
@@ -200,7 +222,8 @@ def _changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         if isinstance(change, dict) and isinstance(section, dict):
             if name == "model" and change.keys() & {"d_model", "n_heads"}:
                 # d_head and d_mlp follow from the width unless a recipe sets them apart.
-                section = {field: value for field, value in section.items() if field not in ("d_head", "d_mlp")}
+                follow = {"d_head": section["d_model"] // section["n_heads"], "d_mlp": 4 * section["d_model"]}
+                section = {field: value for field, value in section.items() if follow.get(field) != value}
             change = section | change
         values = values | {name: change}
     return values

@@ -229,6 +229,7 @@ def test_options_and_set_change_the_recipe_and_nothing_else():
     assert config["online"] == ["induction_heads", "in_context_learning"]
     assert (config["model"]["n_heads"], config["model"]["d_head"], config["model"]["dropout"]) == (4, 16, 0.1)
     assert (config["checkpoints"]["at"], config["checkpoints"]["every"], config["micro_batch"]) == ([3], 50, "auto")
+    assert parse(Train, ["text", "--tokenizer", "bpe:300"], "interp-gpt2 train").config().tokenizer == "bpe:300"
     assert parse(Train, ["text", "--micro-batch", "8"], "interp-gpt2 train").config().micro_batch == 8
 
 
@@ -257,6 +258,41 @@ def test_a_change_that_means_nothing_is_refused(words, said):
 def test_resuming_needs_only_the_directory(capsys, markov_run, tmp_path):
     shutil.copytree(markov_run.path, tmp_path / "chains")
     assert "wrote chains: 11 checkpoints" in printed(capsys, "train", "--out", "chains", "--resume", "--steps", 10)
+
+
+def test_another_width_leaves_what_a_recipe_sets_apart_and_moves_what_follows_from_it(tmp_path):
+    from interp_gpt2.cli.train import Train
+
+    recipe = tmp_path / "mine.toml"
+    for apart, expected in (("", (6, 96)), ("d_mlp = 24", (6, 24)), ("d_head = 5", (5, 96)), ("d_mlp = 24\nd_head = 5", (5, 24))):
+        recipe.write_text(f"[model]\nd_model = 16\nn_heads = 2\n{apart}\n")
+        model = parse(Train, [str(recipe), "--d-model", "24", "--n-heads", "4"], "interp-gpt2 train").config().model
+        assert (model.d_head, model.d_mlp) == expected, apart
+
+
+def test_a_recipe_that_says_otherwise_than_the_run_that_goes_on_is_said_to_be_unheeded(capsys, text_file):
+    Path("mine.toml").write_text(
+        f"data = '{text_file.name}'\nn_steps = 2\nlr = 1e-3\n[model]\nn_layers = 1\nn_heads = 1\nd_model = 8\nn_ctx = 16\n"
+    )
+    shutil.copy(text_file, text_file.name)
+    printed(capsys, "train", "mine.toml", "--out", "run", "--seed", 3)
+    assert cli.main(["train", "mine.toml", "--out", "run", "--seed", "3", "--steps", "3", "--resume"]) == 0
+    assert "as it was begun" not in capsys.readouterr().err
+    Path("mine.toml").write_text(Path("mine.toml").read_text().replace("lr = 1e-3", "lr = 5e-3"))
+    assert cli.main(["train", "mine.toml", "--out", "run", "--seed", "3", "--steps", "4", "--resume"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "as it was begun" in line]
+    assert said == ["run: goes on as it was begun, with lr=0.001; mine.toml says 0.005"]
+    assert Run(Path("run")).settings["config"]["lr"] == 1e-3
+    assert cli.main(["train", "nonsense", "--out", "run", "--resume"]) == 2
+
+
+def test_progress_tells_the_steps_of_this_call(capsys):
+    from interp_gpt2.cli.progress import TrainingBars
+
+    with TrainingBars(["a"]) as bars:
+        bars("a", Started(90, 100, 5000, 64))
+        bars("a", Finished(100, 1.2))
+    assert capsys.readouterr().err.splitlines()[-1] == "a: 10 steps in 1 s"
 
 
 def test_progress_without_a_terminal_is_lines(capsys):
