@@ -152,8 +152,9 @@ class FileReader:
     def how_held_out(self) -> str:
         if self.validation.first:
             return f"the first {self.validation.first:,} documents"
-        what = "each text, its end" if all(self._long) else "the documents, by the hash of their text"
-        return f"{self.validation.share:.3g} of {what}"
+        long, documents = "each long text, its end", "the documents, by the hash of their text"
+        parts = [what for what, there in ((documents, not all(self._long)), (long, any(self._long))) if there]
+        return f"{self.validation.share:.3g} of {', and of '.join(parts)}"
 
     def identity(self) -> dict[str, Any]:
         files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.paths]

@@ -201,3 +201,12 @@ def test_folders_and_names_that_would_be_guessed_at_are_refused(tmp_path):
         reader_for("nowhere")
     with pytest.raises(DataError, match="leave out --validation"):
         reader_for("python-docs", validation=Validation(first=3))
+
+
+def test_what_is_held_out_is_said_of_documents_and_of_long_texts(tmp_path):
+    (tmp_path / "long.txt").write_text("one text " * 50)
+    long = file_reader(tmp_path, validation=Validation(share=0.1))
+    assert long.how_held_out == "0.1 of each long text, its end"
+    (tmp_path / "marked.txt").write_text("one<|endoftext|>two")
+    both = file_reader(tmp_path, validation=Validation(share=0.1))
+    assert both.how_held_out == "0.1 of the documents, by the hash of their text, and of each long text, its end"
