@@ -2,7 +2,7 @@
 
 Every error raised on purpose derives from `InterpGPT2Error`, which is a ValueError: `except ValueError` keeps working,
 and `except InterpGPT2Error` tells our refusals from accidents. The command line turns them into one line and exit code 2
-(4 for a checkpoint that cannot be read or written).
+(3 for training that diverged, 4 for files of a run that cannot be read or written, 5 for a lost process).
 """
 
 
@@ -51,7 +51,7 @@ class CheckpointError(InterpGPT2Error):
 
 
 class CheckpointWriteError(InterpGPT2Error):
-    """A checkpoint that could not be written; earlier ones are untouched."""
+    """A checkpoint, or another file of a run, that could not be written; earlier checkpoints are untouched."""
 
 
 class RunError(InterpGPT2Error):

@@ -66,7 +66,7 @@ class Train:
     micro_batch: Annotated[str | None, option("N|auto")] = None
     """Sequences computed at once; auto: as many as fit in memory."""
     lr: Annotated[float | None, option("X")] = None
-    """Highest learning rate."""
+    """Highest learning rate; below the recipe's min_lr, that becomes a tenth of it."""
     schedule: Annotated[Literal["cosine", "wsd", "constant"] | None, option("{cosine,wsd,constant}")] = None
     """How the learning rate falls."""
     optimizer: Annotated[Literal["adamw", "muon"] | None, option("{adamw,muon}")] = None

@@ -126,9 +126,11 @@ class Run:
         recorded, found = self.settings.get("data"), source.fingerprint()
         for name, value in recorded.items() if isinstance(recorded, dict) else ():
             if name.endswith("sha256") and found.get(name) != value:
+                version = str(recorded.get("python")).split()[0]
+                why = f" (CPython's documentation differs by version: it was {version})" * (source.name == "python-docs")
                 raise DataError(
                     f"{source.name} is not what {self.name} was trained on: {name} is {str(found.get(name))[:12]}..., was "
-                    f"{str(value)[:12]}... (CPython's documentation differs by version: it was {recorded.get('python')})"
+                    f"{str(value)[:12]}...{why}"
                 )
         return source
 

@@ -129,6 +129,8 @@ class TrainConfig:
         for name in ("seed", "min_lr", "warmup_steps", "weight_decay", "grad_clip", "guard_z", "sample_tokens"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}={getattr(self, name)} must be a number from 0")
+        if self.seed >= 2**64:
+            raise ConfigError(f"seed={self.seed} must be below 2^64")
         if not 0 < self.lr < math.inf:
             raise ConfigError(f"lr={self.lr} must be greater than 0")
         if self.min_lr > self.lr and self.schedule != "constant":
@@ -155,7 +157,7 @@ class TrainConfig:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens predicted in one update."""
+        """Positions in one update; with documents="masked" the first token of each document is not predicted."""
         return self.batch_size * self.model.n_ctx
 
     def to_dict(self) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def train(
             needed = disk_needed(config, source, Path(run_dir).expanduser(), overwrite)
             check_disk(needed, Path(run_dir))
             updates = new_updates(config, source, machine)
+            _check_windows(updates)
             run = _opened(run_dir, updates, resume, overwrite)
             with _writing(run, updates, progress) as told:
                 trainer = Trainer(run, updates, online, stop, told)
@@ -76,6 +77,12 @@ def train(
                     trainer.train_from(trainer.restore() if resume else 0, needed)
             del updates, trainer  # the group must not end before what communicates through it
     return run
+
+
+def _check_windows(updates: Updates) -> None:
+    """Raises DataError for a text that is shorter than a window, training's or held out, before there is a run."""
+    updates.batch_of(0)
+    next(iter(updates.source.validation(updates.config.model.n_ctx, 1)))
 
 
 def _opened(run_dir: Path | str, updates: Updates, resume: bool, overwrite: bool) -> Run:

@@ -39,7 +39,7 @@ def check_resumable(settings: Mapping[str, Any], config: TrainConfig, source: So
     if now["n_steps"] < before["n_steps"]:
         raise RunError(f"n_steps={before['n_steps']} so far, which --resume may raise but not lower to {now['n_steps']}")
     for name, was, is_ in differences(before, now):
-        if name not in FREE_ON_RESUME:
+        if name not in FREE_ON_RESUME and name != "model.d_vocab":  # which follows from the data, told below
             raise RunError(
                 f"the run was trained with {name}={was!r}, which --resume cannot change to {is_!r}; give a new run another name"
             )

@@ -38,6 +38,7 @@ def test_a_config_survives_json():
         ({"compile": 1}, "compile=1 is not of type bool"),
         ({"seed": True}, "seed=True is not of type int"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**64}, "must be below 2^64"),
         ({"threads": 0}, "threads=0"),
         ({"tokenizer": "bpe"}, "tokenizer='bpe' is not char, byte, gpt2 or bpe:N"),
         ({"precision": "fp16"}, "precision='fp16' is not one of auto, fp32, bf16"),

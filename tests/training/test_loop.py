@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from interp_gpt2.config import GPT2Config
-from interp_gpt2.errors import ConfigError, DivergenceError, RunError
+from interp_gpt2.errors import ConfigError, DataError, DivergenceError, RunError
 from interp_gpt2.runs.checkpoint import verify_checkpoint
 from interp_gpt2.runs.manifest import read_manifest
 from interp_gpt2.runs.run import Run
@@ -67,6 +67,15 @@ def test_the_first_loss_is_that_of_the_model_at_initialisation_on_the_first_batc
     log_probs = run.model(0)(tokens[:, :-1]).log_softmax(-1)
     by_hand = -log_probs.gather(-1, tokens[:, 1:, None]).mean()
     assert run.metrics()[1]["loss"] == pytest.approx(by_hand.item(), abs=1e-6)
+
+
+def test_a_text_that_is_shorter_than_a_window_is_refused_before_there_is_a_run(tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("to be or not to be\n\n" * 50)
+    for n_ctx, part in ((500, "validation"), (5000, "train")):
+        with pytest.raises(DataError, match=f"the {part} text has .* n_ctx={n_ctx} needs"):
+            train(replace(TINY, data=str(text), model=replace(TINY.model, n_ctx=n_ctx)), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 def test_the_same_config_gives_the_same_weights_and_another_seed_others(tmp_path):

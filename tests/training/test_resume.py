@@ -212,7 +212,7 @@ def test_text_that_has_changed_since_the_run_began_is_refused(tmp_path):
     with pytest.raises(Interrupted):
         train(config, tmp_path / "run", progress=interrupting(3))
     text.write_text("to be or not to be?\n" * 50)
-    with pytest.raises(RunError, match=r"the data has changed since the run began: |model.d_vocab"):
+    with pytest.raises(RunError, match="the data has changed since the run began: "):
         train(config, tmp_path / "run", resume=True)
 
 
