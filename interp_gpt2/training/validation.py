@@ -16,8 +16,8 @@ def validation_loss(model: GPT2, source: Source, processes: Processes = ALONE) -
 
     It averages the predictions made at `source.scored_positions`, the ones its references are of: every position of a
     text, the second half of a Markov chain. Windows of a text go on across documents, also where training keeps them apart
-    (documents="masked"), so that losses of the two compare. A checkpoint's reader measures the same, whatever precision trained it, and
-    however many `processes` take turns at the batches: losses are added up in float64.
+    (documents="masked"), so that losses of the two compare. A checkpoint's reader measures the same, whatever precision
+    trained it, and however many `processes` take turns at the batches: losses are added up in float64.
     """
     n_ctx = model.config.n_ctx
     scored = source.scored_positions(n_ctx)
