@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp_gpt2.training.disk import DiskNeeded
-    from interp_gpt2.training.flops import MeasuredMatmul
 
 
 @dataclass(frozen=True)
 class Started:
     """Training goes on from `step` of `n_steps`; a step is one update of the weights.
 
-    `disk` is what its checkpoints need, `micro_batch` how many sequences are computed at once (None: all of a batch),
-    `matmul` the speed that the rows' `mfu_causal` is held against.
+    `disk` is what its checkpoints need, `micro_batch` how many sequences are computed at once (None: all of a batch).
     """
 
     step: int
@@ -24,7 +22,6 @@ class Started:
     tokens_per_step: int
     disk: "DiskNeeded | None" = None
     micro_batch: int | None = None
-    matmul: "MeasuredMatmul | None" = None
 
 
 @dataclass(frozen=True)

@@ -139,9 +139,7 @@ class Trainer:
         """Every step from `step` to the last."""
         config, began = self.config, time.perf_counter()
         parts = self.updates.machine.micro_batch
-        self.progress(
-            Started(step, config.n_steps, config.model.n_params, config.tokens_per_step, needed, parts, self.meter.matmul)
-        )
+        self.progress(Started(step, config.n_steps, config.model.n_params, config.tokens_per_step, needed, parts))
         self.model.train()
         self.meter.restart(step)
         # A resumed run may go on from a checkpoint of step 0. What one process writes, another may not see at once.
