@@ -10,6 +10,7 @@ ends without a word, the next thing that the others want to tell each other fail
 
 import gc
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -221,13 +222,33 @@ def joined(device: str) -> Iterator[Processes]:
     if gpus:
         torch.cuda.set_device(here.local_rank)
     ours = not dist.is_initialized()
-    with _losses_named(here.world):
+    try:
+        with _losses_named(here.world):
+            if ours:
+                _form_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+            yield Group(dist.get_rank(), dist.get_world_size())
+    except ProcessLostError:  # there is no group left to end, and whoever hears of it ends too
+        raise
+    except BaseException as error:
+        _forget_variables(error)
         if ours:
-            _form_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
-        yield Group(dist.get_rank(), dist.get_world_size())
-    if ours:  # not after an error, whose traceback may hold the model: the process is about to end
-        gc.collect()
-        dist.destroy_process_group()
+            _end_group()
+        raise
+    if ours:
+        _end_group()
+
+
+def _end_group() -> None:
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def _forget_variables(error: BaseException) -> None:
+    """Let go of what the frames of a traceback hold, the model among it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
 
 
 def _form_group(backend: str) -> None:

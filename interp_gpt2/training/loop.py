@@ -23,7 +23,7 @@ from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.writing import create_run, run_lock
 from interp_gpt2.training.config import TrainConfig
 from interp_gpt2.training.disk import DiskNeeded, check_disk, disk_needed
-from interp_gpt2.training.distributed import joined
+from interp_gpt2.training.distributed import Processes, joined
 from interp_gpt2.training.divergence import diverged, finite_weights
 from interp_gpt2.training.events import Finished, Logged, Notice, Progress, Started, silent
 from interp_gpt2.training.machine import Machine, cpu_threads, frozen_garbage, keep_freed_memory
@@ -57,25 +57,32 @@ def train(
     if resume and overwrite:
         raise RunError("resume and overwrite exclude each other: one continues the run, the other deletes it")
     with stop_requests() as stop, joined(config.device) as group:
-        with group.first_on_each_machine():
-            source = source_of(config)
-        config = _resolved(config, source)
-        online = Online.of(config, source)
-        machine = Machine.for_config(config, group)
-        source = source.to_device(machine.device) if config.resident else source
-        keep_freed_memory()
-        gpus = [machine.device] if machine.device.type == "cuda" else []
-        with cpu_threads(machine.threads), torch.random.fork_rng(gpus):  # dropout must not disturb the caller's generators
-            needed = disk_needed(config, source, Path(run_dir).expanduser(), overwrite)
-            check_disk(needed, Path(run_dir))
-            updates = new_updates(config, source, machine)
-            _check_windows(updates)
-            run = _opened(run_dir, updates, resume, overwrite)
-            with _writing(run, updates, progress) as told:
-                trainer = Trainer(run, updates, online, stop, told)
-                with trainer.saver, frozen_garbage():
-                    trainer.train_from(trainer.restore() if resume else 0, needed)
-            del updates, trainer  # the group must not end before what communicates through it
+        return _train_in(group, config, run_dir, resume, overwrite, progress, stop)
+
+
+def _train_in(
+    group: Processes, config: TrainConfig, run_dir: Path | str, resume: bool, overwrite: bool, progress: Progress,
+    stop: StopRequest,
+) -> Run:  # fmt: skip
+    """Apart from `train`, so that the model is out of reach when the group ends: see `joined`."""
+    with group.first_on_each_machine():
+        source = source_of(config)
+    config = _resolved(config, source)
+    online = Online.of(config, source)
+    machine = Machine.for_config(config, group)
+    source = source.to_device(machine.device) if config.resident else source
+    keep_freed_memory()
+    gpus = [machine.device] if machine.device.type == "cuda" else []
+    with cpu_threads(machine.threads), torch.random.fork_rng(gpus):  # dropout must not disturb the caller's generators
+        needed = disk_needed(config, source, Path(run_dir).expanduser(), overwrite)
+        check_disk(needed, Path(run_dir))
+        updates = new_updates(config, source, machine)
+        _check_windows(updates)
+        run = _opened(run_dir, updates, resume, overwrite)
+        with _writing(run, updates, progress) as told:
+            trainer = Trainer(run, updates, online, stop, told)
+            with trainer.saver, frozen_garbage():
+                trainer.train_from(trainer.restore() if resume else 0, needed)
     return run
 
 
