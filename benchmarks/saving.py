@@ -27,10 +27,11 @@ import torch
 
 from interp_gpt2 import GPT2Config
 from interp_gpt2.data.source import load_source
+from interp_gpt2.memory import keep_freed_memory
 from interp_gpt2.runs.writing import create_run
 from interp_gpt2.training.config import Checkpoints, TrainConfig
 from interp_gpt2.training.events import silent
-from interp_gpt2.training.machine import Machine, keep_freed_memory
+from interp_gpt2.training.machine import Machine
 from interp_gpt2.training.saving import Saver
 from interp_gpt2.training.update import Updates, new_updates
 

@@ -25,8 +25,9 @@ from measuring import OURS, circumstances, in_turn, median_ratio
 from nanogpt import NanoGPT, Training
 
 from interp_gpt2.data.source import load_source
+from interp_gpt2.memory import keep_freed_memory
 from interp_gpt2.training.config import TrainConfig, load_recipe
-from interp_gpt2.training.machine import Machine, keep_freed_memory
+from interp_gpt2.training.machine import Machine
 from interp_gpt2.training.update import Updates, new_updates
 
 PEER, EAGER, COMPILED, FP32 = "nanoGPT", OURS, f"{OURS}, compiled", f"{OURS}, float32"

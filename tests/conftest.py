@@ -22,6 +22,19 @@ from interp_gpt2.training.loop import train
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and what they start, ignore Ctrl-C
 torch.set_num_threads(1)  # tests run side by side; two busy pools on two cores are slower than one thread each
 
+SHAPES = {
+    "ordinary": {},
+    "one head": {"n_heads": 1},
+    "attention only": {"attn_only": True},
+    "inverse layer scaling": {"scale_attn_by_inverse_layer_idx": True},
+    "no biases": {"bias": False},
+    "no layer norm": {"layer_norm": False},
+    "untied": {"tied": False},
+    "unembedding bias": {"tied": False, "unembed_bias": True},
+    "narrow heads": {"d_head": 5},
+    "no layers": {"n_layers": 0},
+}
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -41,6 +54,13 @@ def config() -> GPT2Config:
 @pytest.fixture
 def model(config: GPT2Config) -> GPT2:
     return random_gpt2(config)
+
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES.keys())
+def any_model(request, make_gpt2) -> GPT2:
+    """A model of each kind, under a test that holds for all."""
+    sizes = {"n_layers": 2, "n_heads": 4, "d_model": 32, "d_vocab": 50, "n_ctx": 16} | request.param
+    return make_gpt2(GPT2Config(**sizes))
 
 
 @pytest.fixture

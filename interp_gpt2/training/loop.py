@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp_gpt2.data.source import NAMED_SOURCES, Source
 from interp_gpt2.errors import DivergenceError, RunError
+from interp_gpt2.memory import keep_freed_memory
 from interp_gpt2.runs.metrics import append_metrics
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.writing import create_run, run_lock
@@ -26,7 +27,7 @@ from interp_gpt2.training.disk import DiskNeeded, check_disk, disk_needed
 from interp_gpt2.training.distributed import Processes, joined
 from interp_gpt2.training.divergence import diverged, finite_weights
 from interp_gpt2.training.events import Finished, Logged, Notice, Progress, Started, silent
-from interp_gpt2.training.machine import Machine, cpu_threads, frozen_garbage, keep_freed_memory
+from interp_gpt2.training.machine import Machine, cpu_threads, frozen_garbage
 from interp_gpt2.training.mirrors import mirrored
 from interp_gpt2.training.online import Online
 from interp_gpt2.training.record import run_settings

@@ -15,7 +15,6 @@ import torch
 
 import interp_gpt2
 from interp_gpt2.errors import ConfigError
-from interp_gpt2.memory import keep_freed_memory as keep_freed_memory
 from interp_gpt2.training.bf16 import Bf16Linears
 from interp_gpt2.training.config import TrainConfig
 from interp_gpt2.training.distributed import ALONE, Processes, processes_for

@@ -29,11 +29,6 @@ CONFIG = TrainConfig(
 Usage = namedtuple("Usage", "total used free")
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_GPT2_CACHE", str(tmp_path / "cache"))
-
-
 def with_free(monkeypatch, n_bytes):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(10**12, 0, n_bytes))
 

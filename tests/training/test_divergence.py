@@ -33,11 +33,6 @@ CONFIG = TrainConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_GPT2_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def updates() -> Updates:
     return new_updates(CONFIG, load_source(CONFIG.data), Machine.for_config(CONFIG))

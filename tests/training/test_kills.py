@@ -10,8 +10,6 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
-import pytest
-
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.runs.checkpoint import verify_checkpoint
 from interp_gpt2.runs.manifest import OPTIMIZER, read_manifest
@@ -34,11 +32,6 @@ CONFIG = TrainConfig(
     checkpoints=Checkpoints(resume_every=10, anchors=0),
 )
 KILLS = 20
-
-
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_GPT2_CACHE", str(tmp_path / "cache"))
 
 
 def fresh_processes() -> ForkServerContext:

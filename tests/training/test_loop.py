@@ -33,11 +33,6 @@ TINY = TrainConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_GPT2_CACHE", str(tmp_path / "cache"))
-
-
 def test_a_run_has_its_checkpoints_its_metrics_and_everything_needed_to_repeat_it(tmp_path):
     run = train(TINY, tmp_path / "run")
     assert run.steps == [0, 1, 2, 4, 5, 8, 10, 12]

@@ -52,11 +52,6 @@ class FakeWandB(types.ModuleType):
         self.finished = True
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_GPT2_CACHE", str(tmp_path / "cache"))
-
-
 def trained(tmp_path, monkeypatch, wandb, **changes) -> tuple[Run, list]:
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     events = []

@@ -36,11 +36,6 @@ CONFIG = TrainConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_GPT2_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def every_step(tmp_path_factory) -> Run:
     """The same training with a checkpoint at each step."""

@@ -40,11 +40,6 @@ EVERYTHING = replace(WITH_DROPOUT, micro_batch=3, optimizer="muon", schedule="ws
 IN_BF16 = replace(WITH_DROPOUT, precision="bf16", device="cpu")
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_GPT2_CACHE", str(tmp_path / "cache"))
-
-
 def interrupting(step, signum=signal.SIGINT):
     """Progress that presses Ctrl-C while `step` is being finished."""
 

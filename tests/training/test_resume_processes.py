@@ -41,11 +41,6 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_GPT2_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def fresh() -> ForkServerContext:
     """Processes that start from imports alone: what a run knows there, it has from its directory."""

@@ -35,11 +35,6 @@ CONFIG = TrainConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_GPT2_CACHE", str(tmp_path / "cache"))
-
-
 def patched_writer(monkeypatch, before):
     """Each checkpoint is written after `before(step)`, which may take its time or raise."""
     real = saving.write_checkpoint

@@ -37,11 +37,6 @@ CONFIG = TrainConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_GPT2_CACHE", str(tmp_path / "cache"))
-
-
 def signalling(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, signum: int, call: int = 1) -> None:
     """Call number `call` of `owner.name` is interrupted: the signal comes just before it does its work."""
     real: Callable[..., Any] = getattr(owner, name)
