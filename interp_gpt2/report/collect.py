@@ -113,7 +113,7 @@ def _loss(subject: Subject) -> schema.Loss:
         command=subject.section_command("loss"),
         measured_on=measured_on,
         validation=schema.Curve("validation", steps, [validation[s] for s in steps], [stderr.get(s) for s in steps]),
-        train=schema.Curve("training batch", list(train), list(train.values())) if train else None,
+        train=schema.Curve("training batch (all positions)", list(train), list(train.values())) if train else None,
         references=references,
     )
 

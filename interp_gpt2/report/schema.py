@@ -78,7 +78,7 @@ class HeadFinding:
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss over training. `label` says of what in a word or two: "validation", "training batch"."""
+    """A loss over training. `label` says of what in a word or two: "validation", "training batch (all positions)"."""
 
     label: str
     steps: list[int]

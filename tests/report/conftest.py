@@ -73,7 +73,7 @@ def example_report() -> schema.Report:
             command="interp-gpt2 report checkpoints/demo-induction",
             measured_on="positions 32-63 of the same 4,096 held-out sequences",
             validation=schema.Curve("validation", STEPS, curve, [0.004] * len(STEPS)),
-            train=schema.Curve("training batch", every, train),
+            train=schema.Curve("training batch (all positions)", every, train),
             references=[
                 schema.Reference(
                     "in-context unigram",

@@ -228,7 +228,7 @@ def test_a_table_is_saved_as_csv(opened: Watched) -> None:
         opened.page.locator("#loss [data-csv]").click()
     lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
     assert download.value.suggested_filename == "loss.csv"
-    assert lines[0] == "step,validation,standard error,training batch"
+    assert lines[0] == "step,validation,standard error,training batch (all positions)"
     assert lines[1].startswith("0,2.7700,0.0040,")
 
 
