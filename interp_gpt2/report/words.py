@@ -41,7 +41,8 @@ def loss_sentence(report: Report) -> str:
 def _change(report: Report) -> str:
     change = report.phase_change
     if change is None:
-        return "No phase change found."
+        asked = "head_scores" not in report.omitted
+        return "No phase change found." if asked else "A phase change was not looked for: head scores were not computed."
     return f"Changed phase at step {count(change.step)} (width {count(change.width)})"
 
 

@@ -45,3 +45,8 @@ def test_the_loss_is_set_beside_the_lowest_reference(report: Report) -> None:
 def test_settings_are_written_as_a_reader_would() -> None:
     values = (10_649_600, 3e-3, True, None, "cosine", [0.9, 0.98], 1e-5)
     assert [fact(value) for value in values] == ["10,649,600", "0.003", "yes", "–", "cosine", "[0.9, 0.98]", "1e-05"]
+
+
+def test_what_was_not_looked_for_is_not_said_to_be_absent(report):
+    unasked = replace(report, phase_change=None, heads={}, omitted={**report.omitted, "head_scores": "not asked for"})
+    assert verdict(unasked) == "A phase change was not looked for: head scores were not computed."
