@@ -51,6 +51,8 @@ def signalling(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, signum: i
     monkeypatch.setattr(owner, name, interrupted)
 
 
+ANY = set(range(13))  # checkpoints are written beside training, which may be at any step when the signal comes
+
 # What is interrupted, and the steps after which training may have stopped.
 MOMENTS = {
     "reading the data": (loop, "source_of", 1, {0}),
@@ -63,9 +65,9 @@ MOMENTS = {
     "the optimizer": (torch.optim.AdamW, "step", 3, {3}),
     "logging": (loop, "append_metrics", 4, {3}),
     "copying the state": (saving.HostCopies, "of", 2, {4, 5}),
-    "writing the first checkpoint": (saving, "write_checkpoint", 1, {0, 1, 2}),
-    "writing a later checkpoint": (saving, "write_checkpoint", 2, {4, 5, 6}),
-    "forcing it to disk": (os, "fsync", 12, set(range(12))),
+    "writing the first checkpoint": (saving, "write_checkpoint", 1, ANY),
+    "writing a later checkpoint": (saving, "write_checkpoint", 2, ANY),
+    "forcing it to disk": (os, "fsync", 12, ANY),
 }
 
 
