@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "interp_gpt2"
 # From top to bottom. Files of one room may import each other; a lower room may import any higher one.
 ROOMS = [
     "errors", "files", "memory", "config", "hooks", "hf_format", "factored", "cache", "kv_cache", "initialisation", "inputs",
-    "linear", "shortcuts", "model", "passes", "weights", "folding", "generation", "vocab_bpe", "tokenizers", "convert",
-    "data", "runs", "analysis", "sweeps", "training", "views", "report", "contract", "transformer_lens", "cli",
+    "linear", "shortcuts", "model", "passes", "weights", "folding", "planted", "generation", "vocab_bpe", "tokenizers",
+    "convert", "data", "runs", "prompts", "analysis", "causal", "sweeps", "training", "views", "report",
+    "contract", "transformer_lens", "cli",
 ]  # fmt: skip
 
 # Conveniences that face upward: one line each, importing inside the method. (file, what it imports)

@@ -1,0 +1,1 @@
+"""What causes what: patching, paths, attribution, circuits, ablation, steering and interchange interventions."""
