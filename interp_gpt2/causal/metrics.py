@@ -1,0 +1,149 @@
+"""What a sweep measures: one number for each prompt, which says where in the logits it looks.
+
+A metric that looks at one position and at a few tokens lets the engine compute just those logits. Any function of the whole
+logits (pair, pos, d_vocab) is a metric too, and pays for all of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp_gpt2.errors import AnalysisError, TokenError
+
+Ids = int | Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "*pair"] | Int[Tensor, "pair n"]
+Positions = int | Int[Tensor, "pair"]
+Function = Callable[[Tensor], Tensor]  # the whole logits (pair, pos, d_vocab) to a number, or to (pair,)
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A number for each prompt, from the logits at one of its positions. Made by the functions below.
+
+    `pos` counts a prompt's own tokens without padding, from the end when negative: one int for all prompts or (pair,).
+    `tokens` (pair, n), or (1, n) for all pairs, are the columns of the vocabulary that it reads; None is all of them.
+    """
+
+    name: str
+    measure: Callable[[Tensor, Tensor], Tensor]  # logits (case, n | d_vocab) and the pair of each case -> (case,)
+    pos: Positions
+    tokens: Int[Tensor, "pair n"] | None
+    ids: Int[Tensor, "pair m"] | None = None  # every token that it is about, read or compared with; for checks
+
+    def value(self, logits: Float[Tensor, "case n"], pair: Int[Tensor, "case"]) -> Float[Tensor, "case"]:
+        """The metric of the logits at its position, of its tokens alone where it names some; `pair` says whose they are."""
+        return self.measure(logits, pair)
+
+    def positions(self, n_pairs: int, n_pos: int, attention_mask: Tensor | None = None) -> Int[Tensor, "pair"]:
+        """Where in the batch it looks. Raises AnalysisError for a position that a prompt does not have."""
+        real = torch.ones(n_pairs, n_pos, dtype=torch.bool) if attention_mask is None else attention_mask.bool().cpu()
+        pos = torch.as_tensor(self.pos)
+        if pos.ndim > 1 or (pos.ndim == 1 and len(pos) != n_pairs):
+            raise AnalysisError(f"{self.name} looks at positions of shape {tuple(pos.shape)}; expected one, or ({n_pairs},)")
+        found = []
+        for pair, at in enumerate(pos.expand(n_pairs).tolist()):
+            columns = real[pair].nonzero()[:, 0]
+            if not -len(columns) <= at < len(columns):
+                raise AnalysisError(f"{self.name} looks at position {at} of pair {pair}, which has {len(columns)} tokens")
+            found.append(int(columns[at]))
+        return torch.tensor(found)
+
+    def check(self, n_pairs: int, d_vocab: int) -> None:
+        """Raises TokenError for tokens that are not in the vocabulary, or are given for another number of pairs."""
+        for ids in (self.tokens, self.ids):
+            if ids is None:
+                continue
+            if len(ids) not in (1, n_pairs):
+                raise TokenError(f"{self.name} has tokens for {len(ids)} pairs; there are {n_pairs}")
+            if wrong := [token for token in ids.flatten().tolist() if not 0 <= token < d_vocab]:
+                raise TokenError(f"{self.name} is about token {wrong[0]}, which is not in the vocabulary of {d_vocab}")
+
+    def at(self, logits: Float[Tensor, "pair pos d_vocab"], attention_mask: Tensor | None = None) -> Float[Tensor, "pair n"]:
+        """The part of whole logits that it reads."""
+        positions = self.positions(*logits.shape[:2], attention_mask).to(logits.device)
+        logits = logits[torch.arange(len(logits), device=logits.device), positions]
+        return logits if self.tokens is None else logits.gather(1, self.tokens.to(logits.device).expand(len(logits), -1))
+
+    def __call__(self, logits: Float[Tensor, "pair pos d_vocab"], attention_mask: Tensor | None = None) -> Float[Tensor, "pair"]:
+        """The metric of the whole logits. Differentiable, but for `rank`."""
+        return self.value(self.at(logits, attention_mask), torch.arange(len(logits), device=logits.device))
+
+
+def logit(token: Ids, pos: Positions = -1) -> Metric:
+    """The logit of a token; of several in a row of `token`, their mean."""
+    ids = as_ids(token)
+    return Metric("logit", lambda logits, pair: logits.mean(-1), pos, ids)
+
+
+def logit_difference(correct: Ids, incorrect: Ids, pos: Positions = -1) -> Metric:
+    """Logit of the correct token less that of the incorrect one; several in a row count by their mean.
+
+    Ids are one int for all pairs, one for each pair, or (pair, n). In natural-log units: a difference d is odds of exp(d).
+    """
+    ids, wrong = as_ids(correct), as_ids(incorrect)
+    n = ids.shape[1]
+    rows = max(len(ids), len(wrong))
+    if len(ids) != len(wrong) and 1 not in (len(ids), len(wrong)):
+        raise TokenError(f"correct tokens are given for {len(ids)} pairs, incorrect ones for {len(wrong)}")
+    if any(set(a) & set(b) for a, b in zip(ids.expand(rows, -1).tolist(), wrong.expand(rows, -1).tolist(), strict=True)):
+        raise TokenError("a token is both correct and incorrect, so that the difference says nothing about it")
+    tokens = torch.cat([ids.expand(rows, -1), wrong.expand(rows, -1)], 1)
+    return Metric("logit difference", lambda logits, pair: logits[:, :n].mean(-1) - logits[:, n:].mean(-1), pos, tokens)
+
+
+def probability(token: Ids, pos: Positions = -1) -> Metric:
+    """The probability of a token, in [0, 1]; of several in a row of `token`, their sum."""
+    ids = as_ids(token)
+    return Metric("probability", lambda logits, pair: _of(ids, logits.softmax(-1), pair).sum(-1), pos, None, ids)
+
+
+def log_probability(token: Ids, pos: Positions = -1) -> Metric:
+    """The natural logarithm of `probability`: minus the loss, in nats."""
+    ids = as_ids(token)
+    return Metric("log probability", lambda logits, pair: _of(ids, logits.log_softmax(-1), pair).logsumexp(-1), pos, None, ids)
+
+
+def rank(token: Ids, pos: Positions = -1) -> Metric:
+    """How many tokens have a greater logit than this one: 0 is the model's first choice. One token for each pair."""
+    ids = as_ids(token)
+    if ids.shape[1] != 1:
+        raise TokenError(f"a rank is one token's; got {ids.shape[1]} for each pair")
+    return Metric("rank", lambda logits, pair: (logits > _of(ids, logits, pair)).sum(-1).to(logits.dtype), pos, None, ids)
+
+
+def kl_divergence(
+    reference: Float[Tensor, "pair pos d_vocab"], pos: Positions = -1, attention_mask: Int[Tensor, "pair pos"] | None = None
+) -> Metric:
+    """KL(reference || patched) at one position, in nats: 0 where the patched model predicts as the reference did.
+
+    `reference` are the logits of a whole pass, with the mask that it had. Natural logarithms.
+    """
+    if reference.ndim != 3:
+        raise AnalysisError(f"reference logits are (pair, pos, d_vocab), not of shape {tuple(reference.shape)}")
+    whole = Metric("KL divergence", lambda logits, pair: logits, pos, None)
+    logs = whole.at(reference, attention_mask).log_softmax(-1)
+
+    def measure(logits: Tensor, pair: Tensor) -> Tensor:
+        wanted = logs.to(logits.device)[pair]
+        return (wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1)
+
+    return replace(whole, measure=measure)
+
+
+def _of(ids: Int[Tensor, "pair m"], values: Float[Tensor, "case d_vocab"], pair: Int[Tensor, "case"]) -> Float[Tensor, "case m"]:
+    ids = ids.to(values.device)
+    return values.gather(1, ids[pair] if len(ids) > 1 else ids.expand(len(values), -1))
+
+
+def as_ids(tokens: Ids) -> Int[Tensor, "pair n"]:
+    """(1, 1) from one id, (pair, 1) from one for each pair, (pair, n) as it is. Raises TokenError for anything else."""
+    try:
+        ids = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TokenError(f"tokens are ids, one, or one or more for each pair; got {tokens!r}") from error
+    if ids.dtype not in (torch.int64, torch.int32) or ids.ndim > 2 or not ids.numel():
+        kind = str(ids.dtype).removeprefix("torch.")
+        raise TokenError(f"tokens are ids, one, or one or more for each pair; got {kind} of shape {tuple(ids.shape)}")
+    return ids.long().cpu().reshape(len(ids) if ids.ndim else 1, -1)
