@@ -13,7 +13,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from interp_gpt2.analysis.ablation import without_residual
+from interp_gpt2.causal.ablation import without_residual
 from interp_gpt2.data.source import load_source
 from interp_gpt2.training.config import TrainConfig, load_recipe
 from interp_gpt2.training.in_memory import train_in_memory

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from interp_gpt2.analysis.ablation import without_residual
+from interp_gpt2.causal.ablation import without_residual
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import ConfigError, DivergenceError, EditError
 from interp_gpt2.training.config import TrainConfig

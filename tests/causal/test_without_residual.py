@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from interp_gpt2.analysis.ablation import without_residual
+from interp_gpt2.causal.ablation import without_residual
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import AnalysisError, EditError
 from interp_gpt2.hooks import NO_HOOKS
