@@ -15,6 +15,7 @@ from interp_gpt2.hooks import Edits, Site, hook_point_names, resolve
 Which = int | slice | Sequence[int] | None
 
 HEAD_POINTS = ("attn_in", "q_input", "k_input", "v_input", "q", "k", "v", "z", "result")  # (batch, pos, head, ...)
+END = 2**31  # the layer of what follows the last one
 SQUARE_POINTS = ("attn_scores", "pattern")  # (batch, head, query, key)
 
 
@@ -79,10 +80,10 @@ class PlacedPatch:
 
     @property
     def layer(self) -> int:
-        """Of its block; -1 for the embeddings, and the number of layers is said by `end` points, which have -2."""
+        """Of its block; -1 for the embeddings, END for what follows the blocks."""
         if self.name.startswith("blocks."):
             return int(self.name.split(".")[1])
-        return -1 if self.name in ("embed", "pos_embed") else -2
+        return -1 if self.name in ("embed", "pos_embed") else END
 
     @property
     def leaf(self) -> str:
@@ -96,24 +97,24 @@ class PlacedPatch:
             return self.heads[:, None, None], positions[:, None], self.keys
         axes = [positions] + ([self.heads] if self.heads is not None else [])
         axes += [self.neurons] if self.neurons is not None else []
-        return tuple(axis.reshape(-1, *[1] * (len(axes) - 1 - at)) for at, axis in enumerate(axes)) + (
-            (...,) if self.neurons is None else ()
-        )
+        if self.neurons is not None and self.heads is None:
+            return positions[:, None], self.neurons
+        return tuple(axis.reshape(-1, *[1] * (len(axes) - 1 - at)) for at, axis in enumerate(axes))
 
-    def source(self, value: Tensor, cache: Mapping[str, Tensor] | None) -> Tensor:
-        """What takes the place of `value`, as large. Raises ShapeError for an explicit value that does not fit."""
+    def source(self, shape: Sequence[int], cache: Mapping[str, Tensor] | None) -> Tensor:
+        """What is patched in, as large as the activation. Raises ShapeError for an explicit value that does not fit."""
         found = self.value if self.value is not None else cache[self.name]
         try:
-            return found.to(value).expand(value.shape)
+            return found.expand(*shape)
         except RuntimeError as error:
             raise ShapeError(
-                f"the value to patch {self.name!r} with has shape {tuple(found.shape)}, the activation {tuple(value.shape)}"
+                f"the value to patch {self.name!r} with has shape {tuple(found.shape)}, the activation {tuple(shape)}"
             ) from error
 
-    def applied(self, value: Tensor, cache: Mapping[str, Tensor] | None) -> Tensor:
-        """The patched activation, (batch, pos, ...); `value` stays as it is."""
+    def applied(self, value: Tensor, source: Tensor) -> Tensor:
+        """The patched activation (batch, pos, ...), of which `source` has the shape; `value` stays as it is."""
         value, at = value.clone(), (slice(None), *self.index)
-        value[at] = self.source(value, cache)[at]
+        value[at] = source[at].to(value)
         return value
 
 
@@ -148,7 +149,7 @@ class _Applying:
 
     def __call__(self, value: Tensor, site: Site) -> Tensor:
         for patch in self.patches:
-            value = patch.applied(value, self.source)
+            value = patch.applied(value, patch.source(value.shape, self.source))
         return value
 
 
@@ -173,8 +174,10 @@ def _width(leaf: str, config: GPT2Config) -> int:
 
 
 def _chosen(which: Which, n: int, axis: str, name: str) -> Tensor:
-    if which is None or isinstance(which, slice):
-        return torch.arange(n)[which or slice(None)]
+    if which is None:
+        return torch.arange(n)
+    if isinstance(which, slice):
+        which = range(n)[which]
     indices = [which] if isinstance(which, int) else [int(at) for at in which]
     for at in indices:
         if not -n <= at < n:

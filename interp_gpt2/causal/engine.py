@@ -1,0 +1,290 @@
+"""Many interventions on one run, each computed from where it starts.
+
+An intervention at a layer and a position leaves earlier layers and earlier positions as they were. So `run_patches` starts
+every one at its layer, from the streams of the base run; keeps the keys and values of what has not changed; carries many
+interventions through the layers as one batch, which later layers' interventions join; and computes logits only where the
+metric looks. Equal to the naive loop, one whole pass for each intervention, to rounding (`naive=True` is that loop).
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp_gpt2.analysis.rows import require_eval
+from interp_gpt2.cache import ActivationCache
+from interp_gpt2.causal.base_run import BaseRun
+from interp_gpt2.causal.chunks import chunks
+from interp_gpt2.causal.entries import MID, POST, PRE, Case, enter, logits_with_edits, rerun, takes_short_way
+from interp_gpt2.causal.entries import dense as dense_streams
+from interp_gpt2.causal.metrics import Function, Metric
+from interp_gpt2.causal.patch import END, Patch, PlacedPatch, patch_edits, require_source
+from interp_gpt2.causal.propagation import Propagation, Rows
+from interp_gpt2.errors import AnalysisError
+from interp_gpt2.model import GPT2
+from interp_gpt2.passes import EditedGPT2
+
+BUDGET = 2**30  # bytes
+
+
+@dataclass(frozen=True, eq=False)
+class PatchedRuns:
+    """The metric of every cell, one intervention on all pairs, and what it took.
+
+    `values` (cell, pair) in the metric's unit, NaN for cells that an interrupt left undone; `base` (pair,) is the run without
+    an intervention. `skipped`: nothing differs there, or the metric does not depend on it, so that the value is the base
+    run's. A metric of all pairs together has one column. `bytes_used` is the largest batch's estimate; the budget was kept.
+    """
+
+    values: Float[Tensor, "cell pair"]
+    base: Float[Tensor, "pair"]
+    skipped: Bool[Tensor, "cell pair"]
+    bytes_used: int
+    complete: bool = True
+
+
+@torch.no_grad()
+def run_patches(
+    model: GPT2,
+    tokens: Int[Tensor, "pair pos"],
+    cells: Sequence[Sequence[Patch]],
+    metric: Metric | Function,
+    source: ActivationCache | Mapping[str, Tensor] | None = None,
+    attention_mask: Int[Tensor, "pair pos"] | None = None,
+    *,
+    budget: int = BUDGET,
+    naive: bool = False,
+    progress: bool = False,
+) -> PatchedRuns:
+    """The metric after each of `cells`, sets of patches that act together, on every prompt of `tokens`.
+
+    `source` is the cache of another run over tokens of the same shape, where patches without a value of their own read.
+    `budget` bounds the bytes that a batch of interventions takes beside the base run and the weights. A model with standing
+    edits, whose layers only it can run, goes the naive way. Ctrl-C ends the sweep with what is finished, and a warning.
+
+    Raises AnalysisError, before any intervention runs, for a metric that is not one finite number for each prompt (or for
+    all of them), a piece that does not exist, a source that has not kept it, and a budget that holds not one intervention.
+    """
+    require_eval(model)
+    placed = [[patch.placed(model.config, tokens.shape[-1]) for patch in cell] for cell in cells]
+    for patch in (patch for cell in placed for patch in cell):
+        require_source(patch, source)
+    if isinstance(metric, Metric):
+        metric.check(len(tokens), model.config.d_vocab)
+    if naive or isinstance(model, EditedGPT2):
+        return _naively(model, tokens, cells, metric, source, attention_mask, progress)
+    base = BaseRun.of(model, tokens, attention_mask, {patch.name for cell in placed for patch in cell})
+    sweep = _Sweep(base, metric, source)
+    cases, skipped = sweep.cases(placed)
+    values = sweep.baseline.expand(len(cells), -1).clone()
+    batches = chunks(cases, base, budget, whole_vocabulary=sweep.whole_vocabulary, whole_cells=not sweep.declared)
+    complete, done = True, torch.ones(len(cells), len(tokens), dtype=torch.bool)
+    for case in cases:
+        done[case.cell, case.pair] = False
+    try:
+        for batch in _shown([batch.cases for batch in batches], progress):
+            sweep.run(batch, values)
+            for case in batch:
+                done[case.cell, case.pair] = True
+    except KeyboardInterrupt:
+        complete = False
+        values[~done if sweep.per_pair else ~done.all(1, keepdim=True)] = math.nan
+        warnings.warn(f"interrupted: {int(done.all(1).sum())} of {len(cells)} cells are finished, the others NaN", stacklevel=2)
+    used = max((batch.n_bytes for batch in batches), default=0)
+    return PatchedRuns(values, sweep.baseline, skipped if sweep.per_pair else skipped.all(1, keepdim=True), used, complete)
+
+
+def _naively(
+    model: GPT2,
+    tokens: Tensor,
+    cells: Sequence[Sequence[Patch]],
+    metric: Metric | Function,
+    source: Mapping[str, Tensor] | None,
+    attention_mask: Tensor | None,
+    progress: bool,
+) -> PatchedRuns:
+    """One whole pass for each cell: the reference, and the way for models whose passes are their own."""
+    base = metric_of(metric, model(tokens, attention_mask=attention_mask), attention_mask)
+    values, complete = base.new_full((len(cells), len(base)), math.nan), True
+    try:
+        for number, cell in enumerate(_shown(cells, progress)):
+            edits = patch_edits(cell, source, model.config, tokens.shape[1])
+            logits = model.run_with_edits(tokens, edits, attention_mask)
+            values[number] = metric_of(metric, logits, attention_mask)
+    except KeyboardInterrupt:
+        complete = False
+        warnings.warn(f"interrupted: {number} of {len(cells)} cells are finished, the others NaN", stacklevel=3)
+    return PatchedRuns(values, base, torch.zeros_like(values, dtype=torch.bool), 0, complete)
+
+
+def metric_of(metric: Metric | Function, logits: Tensor, attention_mask: Tensor | None = None) -> Float[Tensor, "pair"]:
+    """The metric of whole logits: (pair,), or (1,) if it is one of all pairs together. Raises AnalysisError as the sweep."""
+    if isinstance(metric, Metric):
+        return _finite(metric(logits, attention_mask), metric.name)
+    name = getattr(metric, "__name__", repr(metric))
+    value = metric(logits)
+    if not isinstance(value, (Tensor, float, int)):
+        raise AnalysisError(f"the metric {name} gave {type(value).__name__}; expected a tensor, one number or one for each pair")
+    value = torch.as_tensor(value, device=logits.device)
+    if value.numel() != 1 and tuple(value.shape) != (len(logits),):
+        raise AnalysisError(f"the metric {name} has shape {tuple(value.shape)}; expected one number, or ({len(logits)},)")
+    return _finite(value.reshape(-1), name)
+
+
+def _finite(value: Tensor, name: str) -> Tensor:
+    if not value.isfinite().all():
+        raise AnalysisError(f"the metric {name} is {value.tolist()}: not finite, so that nothing can be compared with it")
+    return value
+
+
+def _shown(work: Sequence, progress: bool) -> Iterator:
+    if not progress:
+        return iter(work)
+    from tqdm.auto import tqdm
+
+    return iter(tqdm(work, desc="patching", delay=1, leave=False))
+
+
+class _Sweep:
+    """What all batches of a sweep share."""
+
+    def __init__(self, base: BaseRun, metric: Metric | Function, source: Mapping[str, Tensor] | None) -> None:
+        self.base, self.metric, self.source = base, metric, source
+        self.baseline = metric_of(metric, base.logits, base.attention_mask)
+        self.declared = isinstance(metric, Metric)
+        self.per_pair = self.declared or len(self.baseline) == len(base.tokens)
+        self.whole_vocabulary = not self.declared or metric.tokens is None
+        n_pairs, n_pos = base.tokens.shape
+        ends = metric.positions(n_pairs, n_pos, base.attention_mask) if self.declared else torch.full((n_pairs,), n_pos - 1)
+        self.last = ends.to(base.tokens.device)
+        self._differs: dict[tuple[str, int], Tensor] = {}
+
+    def cases(self, cells: Sequence[Sequence[PlacedPatch]]) -> tuple[list[Case], Bool[Tensor, "cell pair"]]:
+        """What has to be run: a case for each cell and pair in which something differs that the metric depends on."""
+        found, n_pairs = [], len(self.base.tokens)
+        skipped = torch.ones(len(cells), n_pairs, dtype=torch.bool)
+        last = self.last.tolist()
+        for number, cell in enumerate(cells):
+            short = takes_short_way(cell)
+            for pair in range(n_pairs):
+                places = [self.differing(patch, pair) for patch in cell]
+                places = [at[at <= last[pair]] if patch.layer != END else at for at, patch in zip(places, cell, strict=True)]
+                if not any(len(at) for at in places):
+                    continue
+                skipped[number, pair] = False
+                found.append(Case(number, pair, tuple(cell), places[0] if short else None))
+        return found, skipped
+
+    def differing(self, patch: PlacedPatch, pair: int) -> Int[Tensor, "n"]:
+        """The positions at which the patch puts in something else than the base run has there."""
+        whole = patch.keys is None and patch.neurons is None  # of a row, or of a head's row
+        key = (patch.name, id(patch.value), whole)
+        if key not in self._differs:
+            base = self.base.cache[patch.name]
+            differs = patch.source(base.shape, self.source).to(base) != base
+            self._differs[key] = (differs.any(-1) if whole and differs.ndim > 2 else differs).cpu()
+        differs = self._differs[key][pair][patch.index]
+        if patch.keys is not None:
+            differs = differs.transpose(0, 1)  # (head, query, key) to positions first
+        return patch.positions[differs.reshape(len(patch.positions), -1).any(-1)]
+
+    def run(self, cases: Sequence[Case], values: Tensor) -> None:
+        """Write the metric of these cases into `values`."""
+        device = self.base.tokens.device
+        pair = torch.tensor([case.pair for case in cases], device=device)
+        run = Propagation(self.base, pair, self.last[pair], self.declared)
+        ends = [at for at, case in enumerate(cases) if any(patch.layer == END for patch in case.patches)]
+        rows = _through_the_layers(run, cases, self.source)
+        behind = None
+        if ends:
+            mine = None if rows is None else rows.where(torch.isin(rows.case, torch.tensor(ends, device=device)))
+            behind = logits_with_edits(run, mine, ends, [cases[at] for at in ends], self.source)
+        if self.declared:
+            self._measure(run, cases, rows, ends, behind, values)
+        else:
+            self._measure_whole(run, cases, rows, dict(zip(ends, behind if ends else (), strict=True)), values)
+
+    def _measure(
+        self, run: Propagation, cases: Sequence[Case], rows: Rows | None, ends: list[int], behind: Tensor | None, values: Tensor
+    ) -> None:
+        cell = torch.tensor([case.cell for case in cases], device=run.pair.device)
+        if rows is not None:
+            seen = rows.where((rows.pos == run.last[rows.case]) & ~torch.isin(rows.case, torch.tensor(ends, device=cell.device)))
+            if len(seen.case):
+                pair = run.pair[seen.case]
+                values[cell[seen.case], pair] = self.metric.value(self._logits(seen.value, pair), pair)
+        if ends:
+            pair = run.pair[ends]
+            logits = behind[torch.arange(len(ends), device=pair.device), run.last[ends]]
+            if self.metric.tokens is not None:
+                logits = logits.gather(1, self.metric.tokens.to(pair.device).expand(len(self.last), -1)[pair])
+            values[cell[ends], pair] = self.metric.value(logits, pair)
+
+    def _logits(self, stream: Float[Tensor, "case d_model"], pair: Tensor) -> Float[Tensor, "case n"]:
+        """Logits of the tokens that the metric reads."""
+        model = self.base.model
+        if self.metric.tokens is None:
+            return model.unembed(stream)
+        tokens = self.metric.tokens.to(pair.device).expand(len(self.last), -1)[pair]
+        final = model.ln_final(stream)
+        bias = None if model.config.tied else model.lm_head.bias
+        logits = torch.einsum("cd,cnd->cn", final, model.W_U.T[tokens])
+        return logits if bias is None else logits + bias[tokens]
+
+    def _measure_whole(
+        self, run: Propagation, cases: Sequence[Case], rows: Rows | None, behind: Mapping[int, Tensor], values: Tensor
+    ) -> None:
+        """A metric of the whole logits of all pairs: those of one cell after the other."""
+        by_cell: dict[int, list[int]] = {}
+        for at, case in enumerate(cases):
+            by_cell.setdefault(case.cell, []).append(at)
+        for cell, mine in by_cell.items():
+            logits = self.base.logits.clone()
+            inner = [at for at in mine if at not in behind]
+            if inner:
+                kept = None if rows is None else rows.where(torch.isin(rows.case, torch.tensor(inner, device=run.pair.device)))
+                streams = dense_streams(run, len(self.base.model.blocks), kept, inner)
+                logits[run.pair[inner]] = self.base.model.unembed(streams)
+            for at in set(mine) - set(inner):
+                logits[run.pair[at]] = behind[at]
+            values[cell] = metric_of(self.metric, logits, self.base.attention_mask)
+
+
+def _through_the_layers(run: Propagation, cases: Sequence[Case], source: Mapping[str, Tensor] | None) -> Rows | None:
+    """The rows before the final layer norm that these cases change. Cases join where they start."""
+    n_layers = len(run.base.model.blocks)
+    entering: dict[tuple[int, int], dict[str, list[int]]] = {}
+    rerunning: dict[int, list[int]] = {}
+    for at, case in enumerate(cases):
+        if case.positions is not None:
+            entering.setdefault(case.start, {}).setdefault(case.patches[0].name, []).append(at)
+        else:
+            for layer in {patch.layer for patch in case.patches} - {END}:
+                rerunning.setdefault(layer, []).append(at)
+
+    def joined(layer: int, stage: int) -> list[Rows]:
+        groups = entering.get((layer, stage), {}).values()
+        return [enter(run, ids, [cases[at] for at in ids], source) for ids in groups]
+
+    rows = None
+    for layer in range(min([layer for layer, _ in entering] + [*rerunning], default=n_layers), n_layers):
+        again, redone = rerunning.get(layer, []), []
+        if layer >= 0:
+            rows = Rows.of([rows, *joined(layer, PRE)])
+        if again:
+            mask = None if rows is None else torch.isin(rows.case, torch.tensor(again, device=run.pair.device))
+            redone = [rerun(run, layer, None if mask is None else rows.where(mask), again, [cases[at] for at in again], source)]
+            rows = None if mask is None else Rows.of([rows.where(~mask)])
+        if layer >= 0:
+            mid = Rows.of([run.attention(layer, rows) if rows is not None else None, *joined(layer, MID)])
+            if mid is not None and run.only_last and layer == n_layers - 1:
+                mid = Rows.of([mid.where(mid.pos == run.last[mid.case])])
+            rows = None if mid is None else run.mlp(layer, mid)
+            rows = Rows.of([rows, *redone, *joined(layer, POST)])
+        else:
+            rows = Rows.of(redone)
+    return rows
