@@ -16,7 +16,7 @@ from interp_gpt2.tokenizers import Tokenizer
 NO_TOKEN = -1  # in the answers of a pair that has fewer than another
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PromptPairs:
     """Prompts in pairs of the same length: token i of the corrupted one stands where token i of the clean one does.
 
@@ -94,7 +94,7 @@ class PromptPairs:
         labels: Sequence[str] | None = None,
         bos: bool = False,
     ) -> Self:
-        """Pairs of texts, or one pair; each answer is one token, or a pair's list of such.
+        """Pairs of texts, or one pair; each answer is one token. A pair has one, or a list of several.
 
         With GPT-2's tokens an answer within a sentence begins with its space: " Mary" after "gave a drink to". `bos` puts
         the end-of-text token before every prompt, as TransformerLens does by default. Pairs are named by `labels`, in
@@ -102,6 +102,8 @@ class PromptPairs:
         seen (such as NUL), a prompt whose last space belongs to the answer, answers of several tokens, and as
         `from_tokens` does; TokenizerError for characters without a token.
         """
+        if isinstance(clean, str):  # one pair, and all answers are its
+            correct, incorrect = ([each] if isinstance(each, str) else each and [each] for each in (correct, incorrect))
         texts = [clean] if isinstance(clean, str) else list(clean)
         others = [corrupted] if isinstance(corrupted, str) else list(corrupted)
         if len(texts) != len(others):
@@ -122,14 +124,20 @@ class PromptPairs:
     def __len__(self) -> int:
         return len(self.clean)
 
+    def __repr__(self) -> str:
+        n_correct, n_incorrect = self.correct.shape[1], self.incorrect.shape[1]
+        shortest, longest = (int(end) for end in self.lengths.aminmax())
+        tokens = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
+        return f"PromptPairs({len(self)} pairs of {tokens} tokens, answers: {n_correct} correct, {n_incorrect} incorrect)"
+
     def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> Self:
         """Some of the pairs, always as pairs: an index gives one. What is padding in all of them is cut off."""
-        index = torch.arange(len(self))[which].reshape(-1)
+        index = torch.arange(len(self))[which.cpu() if isinstance(which, Tensor) else which].reshape(-1)
         if not len(index):
             raise TokenError(f"none of the {len(self)} pairs is chosen by {which}")
-        mask = None if self.attention_mask is None else self.attention_mask[index.to(self.clean.device)]
-        n_pos = self.clean.shape[1] if mask is None else int(mask.sum(1).max())
         rows = index.to(self.clean.device)
+        mask = None if self.attention_mask is None else self.attention_mask[rows]
+        n_pos = self.clean.shape[1] if mask is None else int(mask.sum(1).max())
         return replace(
             self,
             clean=self.clean[rows, :n_pos],
@@ -214,17 +222,19 @@ class PromptPairs:
 
 
 def concatenated(sets: Sequence[PromptPairs]) -> PromptPairs:
-    """The pairs of all, in order. Raises TokenError if there are none."""
+    """The pairs of all, in order. Raises TokenError if there are none, or if they have different tokenizers."""
     rows = [(pairs, i, n) for pairs in sets for i, n in enumerate(pairs.lengths.tolist())]
     labelled = all(pairs.labels is not None for pairs in sets)
-    tokenizers = {pairs.tokenizer for pairs in sets}
+    known = {pairs.tokenizer.sha256: pairs.tokenizer for pairs in sets if pairs.tokenizer is not None}
+    if len(known) > 1:
+        raise TokenError(f"the same ids are other text in tokenizers of {len(known)} kinds; encode all pairs with one")
     return PromptPairs.from_tokens(
         [pairs.clean[i, :n].tolist() for pairs, i, n in rows],
         [pairs.corrupted[i, :n].tolist() for pairs, i, n in rows],
         [pairs.correct[i][pairs.correct[i] != NO_TOKEN].tolist() for pairs, i, _ in rows],
         [pairs.incorrect[i][pairs.incorrect[i] != NO_TOKEN].tolist() for pairs, i, _ in rows],
         [label for pairs in sets for label in pairs.labels or ()] if labelled else None,
-        tokenizers.pop() if len(tokenizers) == 1 else None,
+        next(iter(known.values()), None),
     )
 
 
