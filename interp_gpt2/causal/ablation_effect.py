@@ -12,8 +12,7 @@ from interp_gpt2.analysis.rows import Z_95, require_eval
 from interp_gpt2.causal.ablation import Ablation, Component, as_components, heads_of, zero
 from interp_gpt2.causal.measuring import AnyMetric, Measure
 from interp_gpt2.errors import AnalysisError
-from interp_gpt2.hooks import Hooks, resolve_edits
-from interp_gpt2.inputs import check_tokens, positions_and_visible
+from interp_gpt2.inputs import check_tokens
 from interp_gpt2.model import GPT2
 
 if TYPE_CHECKING:
@@ -121,8 +120,8 @@ def ablation_effect(
         clean[of] = measure(batch.logits, of)
         here = _sourced(model, ablation, entries, source_tokens, attention_mask, of)
         for index, entry in enumerate(entries):
-            stream, hooks = batch.without(model, entry, here)
-            ablated[index, of] = measure.of_stream(model, stream, of, hooks)
+            layer, edits = entry[0].layer, here.edits(model.config, entry)
+            ablated[index, of] = measure.from_layer(model, batch.streams[layer], layer, edits, of, batch.attention_mask)
     labels = tuple(" + ".join(part.label for part in entry) for entry in entries)
     return AblationEffects(labels, tuple(entries), ablated, clean, measure.name, ablation.kind)
 
@@ -197,10 +196,3 @@ class _Batch:
         names = [("resid_pre", layer) for layer in sorted(layers)]
         logits, cache = model.run_with_cache(tokens[of].to(model.device), names, attention_mask=mask)
         return cls(logits, {layer: cache["resid_pre", layer] for layer in layers}, mask)
-
-    def without(self, model: GPT2, parts: tuple[Component, ...], ablation: Ablation) -> tuple[Tensor, Hooks]:
-        """The stream before the final layer norm without these parts, and the hooks to go on with."""
-        stream, start = self.streams[parts[0].layer], parts[0].layer
-        hooks = Hooks(edits=resolve_edits(ablation.edits(model.config, parts), model.config))
-        hooks = hooks.for_positions(positions_and_visible(stream.shape[1], self.attention_mask, 0, stream.device)[0])
-        return model.run_blocks(stream, start, None, hooks, self.attention_mask), hooks

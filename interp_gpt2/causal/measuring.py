@@ -11,7 +11,8 @@ from torch import Tensor
 from interp_gpt2.causal.metrics import Metric
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import AnalysisError
-from interp_gpt2.hooks import NO_HOOKS, Hooks
+from interp_gpt2.hooks import Edits, Hooks, resolve_edits
+from interp_gpt2.inputs import positions_and_visible
 from interp_gpt2.model import GPT2
 from interp_gpt2.passes import EditedGPT2
 
@@ -52,14 +53,26 @@ class Measure:
         """The number of each case, float64 on the CPU; `of` says which sequence it is. Raises AnalysisError for NaN."""
         return self._finite(self._measured(logits, of), of)
 
-    def of_stream(
-        self, model: GPT2, stream: Float[Tensor, "case pos d_model"], of: Int[Tensor, "case"], hooks: Hooks = NO_HOOKS
+    def from_layer(
+        self,
+        model: GPT2,
+        stream: Float[Tensor, "case pos d_model"],
+        layer: int,
+        edits: Edits,
+        of: Int[Tensor, "case"],
+        attention_mask: Int[Tensor, "case pos"] | None = None,
     ) -> Float[Tensor, "case"]:
-        """The same from the stream before the final layer norm: where a Metric looks at one position, its logits alone."""
+        """The same from the stream before a layer, under edits in the blocks from there on.
+
+        Where a Metric looks at one position, only its logits are computed.
+        """
+        hooks = Hooks(edits=resolve_edits(edits, model.config))
+        hooks = hooks.for_positions(positions_and_visible(stream.shape[1], attention_mask, 0, stream.device)[0])
+        stream = model.run_blocks(stream, layer, None, hooks, attention_mask)
         if not isinstance(self.metric, Metric) or isinstance(model, EditedGPT2):
             return self(model.unembed(stream, hooks), of)
         at = self.at[of].to(stream.device)
-        return self._finite(self._read(model.unembed(stream[torch.arange(len(of)), at][:, None])[:, 0], of), of)
+        return self._finite(self._read(model.unembed(stream[torch.arange(len(of)), at]), of), of)
 
     def _finite(self, found: Tensor, of: Tensor) -> Tensor:
         found = found.detach().cpu().double()
