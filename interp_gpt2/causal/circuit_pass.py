@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp_gpt2.analysis.rows import require_eval
 from interp_gpt2.causal.ablation import Ablation
 from interp_gpt2.causal.circuit import Circuit, writers
+from interp_gpt2.causal.gradients import Reader
 from interp_gpt2.causal.graph import Graph
 from interp_gpt2.causal.metrics import Function, Metric
 from interp_gpt2.causal.senders import Stand, stand_in
@@ -59,8 +60,7 @@ class CircuitPass:
         self.resid = start.resid[None]  # (1 or case, pair, pos, d_model)
         shape = (len(kept), len(self.graph.senders) - len(start.change), *start.resid.shape)
         self.changes = start.resid.new_zeros(shape)  # of the senders after the start: (case, sender, pair, pos, d_model)
-        n_pairs, n_pos = start.resid.shape[:2]
-        self.visible = positions_and_visible(n_pos, attention_mask, 0, start.resid.device)[1]
+        self.visible = positions_and_visible(start.resid.shape[1], attention_mask, 0, start.resid.device)[1]
 
     def final_stream(self) -> Float[Tensor, "case pair pos d_model"]:
         """What the final layer norm reads in every case."""
@@ -173,49 +173,22 @@ def circuit_values(
     if not circuits:
         raise AnalysisError("there are no circuits to run; pass at least one")
     check(model, pairs, circuits[0].graph)
-    stand = stand_in(ablation, model, pairs)
+    stand, reader = stand_in(ablation, model, pairs), Reader(model, metric, pairs)
     n_side_by_side = max(1, rows_within(BUDGET, model, pairs.clean.shape[1]) // len(pairs))
     found = []
     for at in range(0, len(circuits), n_side_by_side):
         streams = _streams(model, circuits[at : at + n_side_by_side], stand)
-        found.append(measured(metric, [(pair, read_out(model, metric, stream, pair, pairs)) for pair, stream in streams]))
+        found.append(measured(reader, list(streams)))
     return torch.cat(found)
 
 
-def read_out(model: GPT2, metric: Metric | Function, stream: Tensor, pair: Tensor, pairs: PromptPairs) -> Tensor:
-    """Of final streams (case, pair, pos, d_model) of these pairs, the logits that the metric reads.
-
-    (case, pair, n), or all, (case, pair, pos, d_vocab), for a function of the whole logits.
-    """
-    if not isinstance(metric, Metric):
-        return model.unembed(stream)
-    at = metric.positions(*pairs.clean.shape, pairs.attention_mask).to(stream.device)[pair]
-    logits = model.unembed(stream[:, torch.arange(len(pair), device=stream.device), at])  # (case, pair, d_vocab)
-    if metric.tokens is None:
-        return logits
-    tokens = metric.tokens.to(stream.device)
-    tokens = tokens.expand(len(pair), -1) if len(tokens) == 1 else tokens[pair]
-    return logits.gather(2, tokens.expand(len(logits), -1, -1))
-
-
-def measured(metric: Metric | Function, parts: list[tuple[Tensor, Tensor]]) -> Float[Tensor, "case pair"]:
-    """The metric of what `read_out` gave, some pairs at a time. Raises AnalysisError for values that are not finite."""
-    if isinstance(metric, Metric):
-        flat = [metric.value(logits.flatten(0, 1), pair.repeat(len(logits))) for pair, logits in parts]
-        value = torch.cat([part.unflatten(0, logits.shape[:2]) for part, (_, logits) in zip(flat, parts, strict=True)], 1)
-    else:
-        value = torch.stack([_of_function(metric, logits) for logits in torch.cat([logits for _, logits in parts], 1)])
-    if not value.isfinite().all():
-        raise AnalysisError(f"the metric gave {int((~value.isfinite()).sum())} values that are not finite, such as NaN")
-    return value
-
-
-def _of_function(metric: Function, logits: Float[Tensor, "pair pos d_vocab"]) -> Tensor:
-    value = metric(logits)
-    if not isinstance(value, Tensor) or value.shape not in ((), (len(logits),)):
-        shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise AnalysisError(f"the metric gave {shown}; expected one number, or one for each of the {len(logits)} pairs")
-    return value.reshape(-1)
+def measured(reader: Reader, parts: list[tuple[Int[Tensor, " pair"], Tensor]]) -> Float[Tensor, "case pair"]:
+    """The metric on final streams (case, pair, pos, d_model), of some pairs at a time. Raises AnalysisError as `Reader`."""
+    if reader.divisible:
+        values = [reader(stream.flatten(0, 1), pair.repeat(len(stream))).unflatten(0, stream.shape[:2]) for pair, stream in parts]
+        return torch.cat(values, 1)
+    pair = torch.cat([pair for pair, _ in parts])
+    return torch.stack([reader(stream, pair).reshape(-1) for stream in torch.cat([stream for _, stream in parts], 1)])
 
 
 def check(model: GPT2, pairs: PromptPairs, graph: Graph) -> None:
