@@ -6,14 +6,19 @@ first where those are not 1. Elhage et al. 2021, "A Mathematical Framework for T
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp_gpt2.analysis.attention_patterns import head_label
 from interp_gpt2.factored import FactoredMatrix
 from interp_gpt2.model import GPT2
 from interp_gpt2.weights import OV, QK, W_E, W_U
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +64,39 @@ class CompositionScores:
 
     values: Float[Tensor, "layer head layer head"]
     unrelated: float
+
+
+@dataclass(frozen=True, eq=False)
+class Compositions:
+    """All three ways in which later heads read what earlier heads write."""
+
+    q: CompositionScores
+    k: CompositionScores
+    v: CompositionScores
+
+    def to_frame(self) -> "DataFrame":
+        """A row for each pair and way: sender "L0H1", receiver "L1H2.k", sender_layer, sender_head, receiver_layer,
+        receiver_head, input ("q", "k" or "v"), score, unrelated (what a pair without relation scores). Largest first; NaN,
+        of heads whose weights are 0, last."""
+        import pandas
+
+        records = []
+        for name, scores in [("q", self.q), ("k", self.k), ("v", self.v)]:
+            n_layers, n_heads = scores.values.shape[:2]
+            for l1, h1, l2, h2 in torch.cartesian_prod(*map(torch.arange, (n_layers, n_heads) * 2)).tolist():
+                if l1 < l2:
+                    ends = {"sender": head_label(l1, h1), "receiver": f"{head_label(l2, h2)}.{name}"}
+                    where = {"sender_layer": l1, "sender_head": h1, "receiver_layer": l2, "receiver_head": h2}
+                    score = {"input": name, "score": float(scores.values[l1, h1, l2, h2]), "unrelated": scores.unrelated}
+                    records.append(ends | where | score)
+        columns = ["sender", "receiver", "sender_layer", "sender_head", "receiver_layer", "receiver_head"]
+        frame = pandas.DataFrame(records, columns=[*columns, "input", "score", "unrelated"])
+        return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+
+def compositions(model: GPT2) -> Compositions:
+    """`q_composition`, `k_composition` and `v_composition` of all pairs of heads, for a table."""
+    return Compositions(q_composition(model), k_composition(model), v_composition(model))
 
 
 def q_composition(model: GPT2) -> CompositionScores:

@@ -72,6 +72,32 @@ def direct_logit_attribution(
     Tokens (batch, pos) have only the `positions` asked for. The cache holds "ln_final.scale", "unembed.out" and what the
     parts need. Raises TokenError for tokens that are not in the vocabulary, or of another shape.
     """
+    logit = logit_direction(model, cache, tokens, incorrect_tokens, positions)
+    shares = project_resid(model, cache, logit.direction, parts, None, positions)
+    values = torch.cat([shares.values, logit.bias[None]])
+    return LogitAttribution(values, (*shares.labels, "logit_bias"), logit.logits, logit.logits - values.sum(0))
+
+
+@dataclass(frozen=True, eq=False)
+class LogitDirection:
+    """A logit, or a difference of two, as a linear function of the last stream: logits = stream . direction + bias."""
+
+    direction: Float[Tensor, "batch pos d_model"]
+    bias: Float[Tensor, "batch pos"]
+    logits: Float[Tensor, "batch pos"]
+
+
+def logit_direction(
+    model: GPT2,
+    cache: ActivationCache,
+    tokens: Tokens,
+    incorrect_tokens: Tokens | None = None,
+    positions: Index | None = None,
+) -> LogitDirection:
+    """What `direct_logit_attribution` projects on: the direction in the stream, behind the frozen final layer norm.
+
+    The cache holds "ln_final.scale" and "unembed.out". Raises TokenError as that does.
+    """
     logits = read(cache, "unembed.out", None, positions)
     ids = _ids(model, tokens, logits)
     direction, bias, logit = _W_U_of(model, ids, logits), _b_U_of(model, ids, logits), _at(logits, ids)
@@ -83,9 +109,7 @@ def direct_logit_attribution(
         if model.config.bias:
             bias = bias + direction @ model.ln_final.bias.to(logits)
         direction = direction * model.ln_final.weight.to(logits)
-    shares = project_resid(model, cache, _before_final_norm(model, cache, direction, positions), parts, None, positions)
-    values = torch.cat([shares.values, bias[None]])
-    return LogitAttribution(values, (*shares.labels, "logit_bias"), logit, logit - values.sum(0))
+    return LogitDirection(_before_final_norm(model, cache, direction, positions), bias, logit)
 
 
 def logit_attrs(

@@ -25,7 +25,7 @@ from interp_gpt2.model import GPT2
 
 Index = int | slice | Sequence[int]  # of positions or neurons; a number keeps its axis, of length 1
 
-BATCH_POS_D_MODEL = 3  # axes of most activations; `z` and `result` have one more, for heads
+BATCH_POS_D_MODEL = 3  # axes of most activations; those of heads have one more
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +224,7 @@ def read(
 ) -> Float[Tensor, "batch pos *rest"]:
     """An activation at some positions. Raises HookNameError if it was not recorded, AnalysisError if not (batch, pos, ...)."""
     value = cache[name] if layer is None else cache[name, layer, scope]
-    n_axes = BATCH_POS_D_MODEL + (name in ("z", "result"))
+    n_axes = BATCH_POS_D_MODEL + (name in ("q", "k", "v", "z", "result"))
     if value.ndim != n_axes:
         raise AnalysisError(
             f"{name!r} was kept with shape {tuple(value.shape)}; expected {n_axes} axes, (batch, pos, ...): "
@@ -315,9 +315,7 @@ def _heads(model: GPT2, cache: ActivationCache, layer: int, positions: Index | N
     return (head_results(model, cache, at, positions) for at in range(layer))
 
 
-def _neurons(
-    model: GPT2, cache: ActivationCache, layer: int, neurons: Index | None, positions: Index | None
-) -> Iterator[Tensor]:
+def _neurons(model: GPT2, cache: ActivationCache, layer: int, neurons: Index | None, positions: Index | None) -> Iterator[Tensor]:
     return (get_neuron_results(model, cache, at, neurons, positions).permute(2, 0, 1, 3) for at in range(layer))
 
 
