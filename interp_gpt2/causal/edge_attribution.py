@@ -1,16 +1,16 @@
 """Edge attribution: what patching each edge of the graph alone would do to a metric, to first order, for all edges at once.
 
-    score(sender -> receiver) = sum over positions of (corrupted output - clean output of the sender) . d metric / d input of the receiver
+    score(s -> r) = sum over positions of (corrupted output of s - clean output of s) . d metric / d input of r
 
-The derivative is taken in the clean run, so that a score estimates metric(clean run with this edge corrupted) -
-metric(clean run): a negative score is an edge that the metric rests on. `pairs.swapped()` gives the other direction, what
-restoring the edge in the corrupted run would bring. Scores are means over pairs.
+The derivative is taken in the clean run, so that a score estimates the metric of the clean run with this edge corrupted,
+less that of the clean run: a negative score is an edge that the metric rests on. `pairs.swapped()` gives the other
+direction, what restoring the edge in the corrupted run would bring. Scores are means over pairs.
 
 EAP costs one pass of both runs and one way back, for any number of edges: Syed et al. 2023, "Attribution Patching
 Outperforms Automated Circuit Discovery". It trusts the derivative at one point, and where that is flat (a saturated
-attention pattern, a probability near 1) it sees nothing; EAP-IG averages derivatives along a path from the corrupted run to
-the clean one: Hanna et al. 2024, "Have Faith in Faithfulness". Senders' outputs are held whole, since projecting every
-receiver's derivative onto every earlier head's W_O would cost 58 times the product itself.
+attention pattern, a probability near 1) it sees nothing. EAP-IG averages derivatives along a path from the corrupted run to
+the clean one: Hanna et al. 2024, "Have Faith in Faithfulness". What heads write is held whole: projecting every receiver's
+derivative by every earlier head's W_O instead would take d_head times the products.
 """
 
 import math
@@ -120,9 +120,7 @@ def eap_ig_activations(
     return _attribution(model, pairs, metric, budget, _checked(steps), f"EAP-IG (activations, {steps} steps)", True)
 
 
-def eap_by_position(
-    model: GPT2, pairs: PromptPairs, metric: Metric | Function, budget: int = BUDGET
-) -> PositionEdgeAttribution:
+def eap_by_position(model: GPT2, pairs: PromptPairs, metric: Metric | Function, budget: int = BUDGET) -> PositionEdgeAttribution:
     """`eap` before the sum over positions. Means over pairs at the same position; at padding scores are 0. Raises as `eap`."""
     reader, mean = _prepared(model, pairs, metric), _Mean()
     for runs in _batches(model, reader, 1, budget):
@@ -239,11 +237,12 @@ class _Runs:
 
     def along_inputs(self, steps: int, by_position: bool = False) -> Float[Tensor, "pair *pos sender receiver"]:
         """The scores of each pair, with derivatives averaged over the path of the embeddings."""
-        differences, every = self.differences, slice(0, len(self.graph.senders))
         if steps == 1:
-            return self._scores(differences, self.clean[1], self.clean[2], 1, every, by_position)
-        resid = self._between(self.clean[0], self.corrupted[0], steps)
-        return self._scores(differences, *pass_from(self.model, resid, self.repeated_mask(steps)), steps, every)
+            path = _Path(*self.clean[1:])
+        else:
+            resid = self._between(self.clean[0], self.corrupted[0], steps)
+            path = _Path(*pass_from(self.model, resid, self.repeated_mask(steps)), steps)
+        return self._scores(path, slice(0, len(self.graph.senders)), by_position)
 
     def along_activations(self, steps: int) -> Float[Tensor, "pair sender receiver"]:
         """The scores of each pair, with derivatives averaged over the path of each sender's own place."""
@@ -253,15 +252,14 @@ class _Runs:
         for layer in range(graph.n_layers):
             z = self._between(before["z", layer], after["z", layer], steps)
             edits: Edits = {("z", layer): lambda value, site, z=z: z}
-            final, cache = pass_from(self.model, before["resid_pre", layer].repeat(steps, 1, 1), mask, layer, edits)
-            scores += self._scores(self.differences, final, cache, steps, graph.head_senders(layer))
-            if graph.attn_only:
-                continue
-            resid = before["resid_mid", layer].repeat(steps, 1, 1)
-            resid = resid + self._between(before["mlp_out", layer], after["mlp_out", layer], steps)
-            mlp = graph.mlp_sender(layer)
-            final, cache = pass_from(self.model, resid, mask, layer + 1)
-            scores += self._scores(self.differences, final, cache, steps, slice(mlp, mlp + 1))
+            path = pass_from(self.model, before["resid_pre", layer].repeat(steps, 1, 1), mask, layer, edits)
+            scores += self._scores(_Path(*path, steps, layer), graph.head_senders(layer))
+            if not graph.attn_only:
+                resid = before["resid_mid", layer].repeat(steps, 1, 1)
+                resid = resid + self._between(before["mlp_out", layer], after["mlp_out", layer], steps)
+                path = pass_from(self.model, resid, mask, layer + 1)
+                mlp = graph.mlp_sender(layer)
+                scores += self._scores(_Path(*path, steps, layer + 1), slice(mlp, mlp + 1))
         return scores
 
     def _between(self, clean: Tensor, corrupted: Tensor, steps: int) -> Float[Tensor, "row ..."]:
@@ -269,23 +267,30 @@ class _Runs:
         return torch.cat([torch.lerp(corrupted, clean, k / steps) for k in range(1, steps + 1)])
 
     @torch.no_grad()
-    def _scores(
-        self, differences: Tensor, final: Tensor, cache: ActivationCache, steps: int, senders: slice, by_position: bool = False
-    ) -> Float[Tensor, "pair *pos sender receiver"]:
-        """Differences of these senders times derivatives of all that read them, averaged over the steps of a run."""
-        gradient = torch.cat([self.reader.gradient(part, self.pair) for part in final.chunk(steps)])
-        n_pairs, n_pos = differences.shape[1:3]
-        shape = (n_pairs, *([n_pos] if by_position else []), *self.graph.exists.shape)
-        scores = differences.new_zeros(shape)
-        for receivers, by_input in way_back(self.model, cache, gradient, self.repeated_mask(steps)):
+    def _scores(self, path: "_Path", senders: slice, by_position: bool = False) -> Float[Tensor, "pair *pos sender receiver"]:
+        """Differences of these senders times derivatives of all that read them, averaged over the steps of the path."""
+        gradient = torch.cat([self.reader.gradient(part, self.pair) for part in path.final.chunk(path.steps)])
+        n_pairs, n_pos = self.differences.shape[1:3]
+        scores = gradient.new_zeros(n_pairs, *([n_pos] if by_position else []), *self.graph.exists.shape)
+        product = _by_position if by_position else _over_positions
+        for receivers, by_input in way_back(self.model, path.cache, gradient, self.repeated_mask(path.steps), path.start):
             seen = slice(senders.start, min(senders.stop, self.graph.n_upstream[receivers.start]))
             if seen.stop <= seen.start:
                 break
-            if steps > 1:
-                by_input = by_input.unflatten(1, (steps, n_pairs)).mean(1)
-            product = _by_position if by_position else _over_positions
-            scores[..., seen, receivers] = product(differences[seen], by_input)
+            if path.steps > 1:
+                by_input = by_input.unflatten(1, (path.steps, n_pairs)).mean(1)
+            scores[..., seen, receivers] = product(self.differences[seen], by_input)
         return scores
+
+
+@dataclass(frozen=True, eq=False)
+class _Path:
+    """Runs from layer `start` on, whose rows are the pairs at step 1, then at step 2, ..."""
+
+    final: Float[Tensor, "row pos d_model"]
+    cache: ActivationCache
+    steps: int = 1
+    start: int = 0
 
 
 def _over_positions(differences: Tensor, by_input: Tensor) -> Float[Tensor, "pair sender receiver"]:
@@ -302,21 +307,22 @@ class _Mean:
 
     def __init__(self) -> None:
         self.n, self._sum, self._squares = 0, 0.0, 0.0
+        self._dtype = torch.float32
 
     def add(self, values: Float[Tensor, "pair ..."], one_each: bool) -> None:
         """A number of each pair, or (not `one_each`) the shares of the pairs in one number of all."""
         values = values if one_each else values.sum(0, keepdim=True)
-        self.n += len(values)
+        self.n, self._dtype = self.n + len(values), values.dtype
         self._sum = self._sum + values.sum(0, dtype=torch.float64)
         self._squares = self._squares + values.double().square().sum(0)
 
     @property
     def value(self) -> Tensor:
-        return (self._sum / self.n).float()
+        return (self._sum / self.n).to(self._dtype)
 
     @property
     def standard_error(self) -> Tensor | None:
         if self.n < 2:
             return None
         spread = (self._squares - self._sum**2 / self.n).clamp(min=0) / (self.n - 1)
-        return (spread.sqrt() / math.sqrt(self.n)).float()
+        return (spread.sqrt() / math.sqrt(self.n)).to(self._dtype)

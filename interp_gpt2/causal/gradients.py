@@ -31,7 +31,9 @@ _READ_ON_THE_WAY_BACK = {"resid_pre", "q", "k", "v", "z", "resid_mid", "pre", "m
 def check_attributable(model: GPT2, pairs: PromptPairs) -> None:
     """Raises AnalysisError for a model with active dropout, whose two runs would differ by chance; else as `pairs.check`."""
     if model.training and model.config.dropout:
-        raise AnalysisError(f"the model is in training mode with dropout={model.config.dropout}: runs differ by chance; model.eval()")
+        raise AnalysisError(
+            f"the model is in training mode with dropout={model.config.dropout}: runs differ by chance; model.eval()"
+        )
     pairs.check(model.config)
 
 
@@ -49,16 +51,20 @@ def pass_from(
 
 @torch.no_grad()
 def way_back(
-    model: GPT2, cache: ActivationCache, gradient: Float[Tensor, "row pos d_model"], attention_mask: Tensor | None
+    model: GPT2,
+    cache: ActivationCache,
+    gradient: Float[Tensor, "row pos d_model"],
+    attention_mask: Tensor | None,
+    start: int = 0,
 ) -> Iterator[tuple[slice, Float[Tensor, "receiver row pos d_model"]]]:
     """Derivatives by what receivers read, from the last ones to the first: which receivers, and theirs.
 
-    `gradient` is the derivative by the stream before the final layer norm. A layer's are computed when they are asked for.
+    `gradient` is the derivative by the stream before the final layer norm. Ends with layer `start`, where the pass began.
     """
     graph = Graph.of(model.config)
     _, visible = positions_and_visible(gradient.shape[1], attention_mask, 0, gradient.device)
     yield slice(len(graph.receivers) - 1, len(graph.receivers)), gradient[None]
-    for layer in reversed(range(model.config.n_layers)):
+    for layer in reversed(range(start, model.config.n_layers)):
         block = model.blocks[layer]
         if not block.attn_only:
             by_mlp = _by_mlp_input(block, cache["resid_mid", layer], cache["pre", layer], gradient)
@@ -145,7 +151,9 @@ class Reader:
             got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else repr(values)
             raise AnalysisError(f"{self.name} gave {got}; a metric gives one number for each of {n_rows} prompts, or one for all")
         if len(wrong := (~values.isfinite()).reshape(-1).nonzero()):
-            raise AnalysisError(f"{self.name} is {float(values.reshape(-1)[wrong[0]])} for pair {int(wrong[0])}: nothing to attribute")
+            raise AnalysisError(
+                f"{self.name} is {float(values.reshape(-1)[wrong[0]])} for pair {int(wrong[0])}: nothing to attribute"
+            )
 
     def _logits(self, final: Tensor) -> Tensor:
         bias = None if self.model.config.tied else self.model.lm_head.bias
@@ -169,5 +177,3 @@ class Reader:
 def refuse_equal(differences: Tensor) -> None:
     if not differences.any():
         raise AnalysisError("the clean and the corrupted runs are the same: there is nothing to attribute")
-
-

@@ -28,7 +28,7 @@ Kind = Literal["embed", "head", "mlp", "logits"]
 INPUTS = ("q", "k", "v")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Node:
     """A part of the model: of the stream a writer ("embed", "L0H3", "mlp 0") or a reader ("L1H2.q", "mlp 0", "logits")."""
 
@@ -64,8 +64,11 @@ class Node:
     def __str__(self) -> str:
         return self.label
 
+    def __repr__(self) -> str:
+        return f"Node({self.label!r})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Edge:
     """What `sender` writes, as `receiver` reads it: "L0H3 -> L1H2.k"."""
 
@@ -86,6 +89,9 @@ class Edge:
 
     def __str__(self) -> str:
         return self.label
+
+    def __repr__(self) -> str:
+        return f"Edge({self.label!r})"
 
 
 @dataclass(frozen=True)
