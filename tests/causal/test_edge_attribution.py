@@ -145,6 +145,7 @@ def test_eap_agrees_with_hooks_on_transformerlens(model, pairs):
         assert found[edge] == pytest.approx((difference * gradient).sum().item() / 2, abs=1e-4)
 
 
+@torch.no_grad()
 def test_a_score_is_what_patching_the_edge_does_when_the_corruption_is_small():
     errors = {}
     for size in (1e-2, 1e-3, 1e-4):
@@ -272,6 +273,7 @@ def test_with_more_steps_the_edges_out_of_the_embeddings_account_for_all_of_the_
     assert residues[-1] < 0.01 * abs(found.corrupted - found.clean)
 
 
+@torch.no_grad()
 def test_with_more_steps_the_edges_out_of_a_place_add_up_to_patching_it():
     model, pairs = near(1.0)
     graph, scores = Graph.of(model.config), eap_ig_activations(model, pairs, METRIC_OF_ONE, steps=512).values
