@@ -68,9 +68,7 @@ def enter(run: Propagation, ids: Sequence[int], cases: Sequence[Case], source: S
     return _ENTRIES.get(leaf, _stream)(run, layer, leaf, rows, _heads(cases, base, of))
 
 
-def _patched(
-    base: Tensor, pair: Tensor, pos: Tensor, of: Tensor, cases: Sequence[Case], source: Source
-) -> Tensor:
+def _patched(base: Tensor, pair: Tensor, pos: Tensor, of: Tensor, cases: Sequence[Case], source: Source) -> Tensor:
     """The activation at the rows, each with its case's piece replaced."""
     patches = [case.patches[0] for case in cases]
     square = patches[0].keys is not None
@@ -241,4 +239,3 @@ class _EachCase:
             pair = int(self.pair[number])
             value[number] = patch.applied(value[number : number + 1], patch.source(shape, self.source)[pair : pair + 1])[0]
         return value
-

@@ -57,8 +57,8 @@ class Metric:
                 continue
             if len(ids) not in (1, n_pairs):
                 raise TokenError(f"{self.name} has tokens for {len(ids)} pairs; there are {n_pairs}")
-            if wrong := [token for token in ids.flatten().tolist() if not 0 <= token < d_vocab]:
-                raise TokenError(f"{self.name} is about token {wrong[0]}, which is not in the vocabulary of {d_vocab}")
+            if (largest := int(ids.max())) >= d_vocab:
+                raise TokenError(f"{self.name} is about token {largest}, which is not in the vocabulary of {d_vocab}")
 
     def at(self, logits: Float[Tensor, "pair pos d_vocab"], attention_mask: Tensor | None = None) -> Float[Tensor, "pair n"]:
         """The part of whole logits that it reads."""
@@ -74,29 +74,30 @@ class Metric:
 def logit(token: Ids, pos: Positions = -1) -> Metric:
     """The logit of a token; of several in a row of `token`, their mean."""
     ids = as_ids(token)
-    return Metric("logit", lambda logits, pair: logits.mean(-1), pos, ids)
+    return Metric("logit", _weighted(_mean(ids)), pos, ids.clamp(min=0))
 
 
 def logit_difference(correct: Ids, incorrect: Ids, pos: Positions = -1) -> Metric:
     """Logit of the correct token less that of the incorrect one; several in a row count by their mean.
 
-    Ids are one int for all pairs, one for each pair, or (pair, n). In natural-log units: a difference d is odds of exp(d).
+    Ids are one int for all pairs, one for each pair, or (pair, n), in which -1 is no token. A difference d, in nats, is odds
+    of exp(d) between the two. Raises TokenError for a token that is both.
     """
-    ids, wrong = as_ids(correct), as_ids(incorrect)
-    n = ids.shape[1]
-    rows = max(len(ids), len(wrong))
-    if len(ids) != len(wrong) and 1 not in (len(ids), len(wrong)):
-        raise TokenError(f"correct tokens are given for {len(ids)} pairs, incorrect ones for {len(wrong)}")
-    if any(set(a) & set(b) for a, b in zip(ids.expand(rows, -1).tolist(), wrong.expand(rows, -1).tolist(), strict=True)):
+    right, wrong = as_ids(correct), as_ids(incorrect)
+    if len(right) != len(wrong) and 1 not in (len(right), len(wrong)):
+        raise TokenError(f"correct tokens are given for {len(right)} pairs, incorrect ones for {len(wrong)}")
+    n_pairs = max(len(right), len(wrong))
+    right, wrong = right.expand(n_pairs, -1), wrong.expand(n_pairs, -1)
+    if ((right[:, :, None] == wrong[:, None, :]) & (right[:, :, None] >= 0)).any():
         raise TokenError("a token is both correct and incorrect, so that the difference says nothing about it")
-    tokens = torch.cat([ids.expand(rows, -1), wrong.expand(rows, -1)], 1)
-    return Metric("logit difference", lambda logits, pair: logits[:, :n].mean(-1) - logits[:, n:].mean(-1), pos, tokens)
+    weights = torch.cat([_mean(right), -_mean(wrong)], 1)
+    return Metric("logit difference", _weighted(weights), pos, torch.cat([right, wrong], 1).clamp(min=0))
 
 
 def probability(token: Ids, pos: Positions = -1) -> Metric:
     """The probability of a token, in [0, 1]; of several in a row of `token`, their sum."""
     ids = as_ids(token)
-    return Metric("probability", lambda logits, pair: _of(ids, logits.softmax(-1), pair).sum(-1), pos, None, ids)
+    return Metric("probability", lambda logits, pair: _of(ids, logits.log_softmax(-1), pair).exp().sum(-1), pos, None, ids)
 
 
 def log_probability(token: Ids, pos: Positions = -1) -> Metric:
@@ -106,11 +107,13 @@ def log_probability(token: Ids, pos: Positions = -1) -> Metric:
 
 
 def rank(token: Ids, pos: Positions = -1) -> Metric:
-    """How many tokens have a greater logit than this one: 0 is the model's first choice. One token for each pair."""
+    """How many tokens have a greater logit than this one: 0 is the model's first choice. Of several, the best one's."""
     ids = as_ids(token)
-    if ids.shape[1] != 1:
-        raise TokenError(f"a rank is one token's; got {ids.shape[1]} for each pair")
-    return Metric("rank", lambda logits, pair: (logits > _of(ids, logits, pair)).sum(-1).to(logits.dtype), pos, None, ids)
+    return Metric("rank", lambda logits, pair: _rank(logits, _of(ids, logits, pair)), pos, None, ids)
+
+
+def _rank(logits: Float[Tensor, "case d_vocab"], own: Float[Tensor, "case m"]) -> Float[Tensor, "case"]:
+    return (logits > own.max(-1, keepdim=True).values).sum(-1).to(logits.dtype)
 
 
 def kl_divergence(
@@ -133,12 +136,30 @@ def kl_divergence(
 
 
 def _of(ids: Int[Tensor, "pair m"], values: Float[Tensor, "case d_vocab"], pair: Int[Tensor, "case"]) -> Float[Tensor, "case m"]:
-    ids = ids.to(values.device)
-    return values.gather(1, ids[pair] if len(ids) > 1 else ids.expand(len(values), -1))
+    """The values of each case's tokens, -inf for no token."""
+    mine = (ids[pair.cpu()] if len(ids) > 1 else ids.expand(len(values), -1)).to(values.device)
+    return values.gather(1, mine.clamp(min=0)).masked_fill(mine < 0, -torch.inf)
+
+
+def _mean(ids: Int[Tensor, "pair m"]) -> Float[Tensor, "pair m"]:
+    """What each token counts in the mean over a pair's tokens."""
+    real = ids >= 0
+    return real / real.sum(-1, keepdim=True)
+
+
+def _weighted(weights: Float[Tensor, "pair m"]) -> Callable[[Tensor, Tensor], Tensor]:
+    def measure(logits: Tensor, pair: Tensor) -> Tensor:
+        mine = weights.to(logits)
+        return (logits * (mine[pair] if len(mine) > 1 else mine)).sum(-1)
+
+    return measure
 
 
 def as_ids(tokens: Ids) -> Int[Tensor, "pair n"]:
-    """(1, 1) from one id, (pair, 1) from one for each pair, (pair, n) as it is. Raises TokenError for anything else."""
+    """(1, 1) from one id, (pair, 1) from one for each pair, (pair, n) as it is; -1 is no token.
+
+    Raises TokenError for anything else, and for a row without a token.
+    """
     try:
         ids = torch.as_tensor(tokens)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -146,4 +167,7 @@ def as_ids(tokens: Ids) -> Int[Tensor, "pair n"]:
     if ids.dtype not in (torch.int64, torch.int32) or ids.ndim > 2 or not ids.numel():
         kind = str(ids.dtype).removeprefix("torch.")
         raise TokenError(f"tokens are ids, one, or one or more for each pair; got {kind} of shape {tuple(ids.shape)}")
-    return ids.long().cpu().reshape(len(ids) if ids.ndim else 1, -1)
+    ids = ids.long().cpu().reshape(len(ids) if ids.ndim else 1, -1)
+    if int(ids.min()) < -1 or bool((ids < 0).all(1).any()):
+        raise TokenError(f"ids begin at 0, and -1 beside one stands for no token; got {ids.tolist()}")
+    return ids

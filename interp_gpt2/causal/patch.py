@@ -51,7 +51,9 @@ class Patch:
         leaf = name.rpartition(".")[2]
         square, by_head = leaf in SQUARE_POINTS, leaf in HEAD_POINTS
         if self.heads is not None and not (square or by_head):
-            raise AnalysisError(f"{name!r} has no heads to choose from; leave heads out, or patch 'z', 'q', 'k', 'v' or 'pattern'")
+            raise AnalysisError(
+                f"{name!r} has no heads to choose from; leave heads out, or patch 'z', 'q', 'k', 'v' or 'pattern'"
+            )
         if self.keys is not None and not square:
             raise AnalysisError(f"{name!r} has no keys; only 'pattern' and 'attn_scores' have")
         if self.neurons is not None and square:
