@@ -10,7 +10,12 @@ from interp_gpt2.tokenizers import Tokenizer
 
 Structure = Literal["simple", "same_number", "other_number"]
 STRUCTURES: dict[str, tuple[str, ...]] = {
-    "simple": ("The {subject}", "Today the {subject}", "In the end the {subject}", "We know that the {subject}"),
+    "simple": (
+        "Today the {quality} {subject}",
+        "But the {quality} {subject}",
+        "Perhaps the {quality} {subject}",
+        "And the {quality} {subject}",
+    ),
     "attractor": (
         "The {subject} near the {attractor}",
         "The {subject} behind the {attractor}",
@@ -28,7 +33,7 @@ def subject_verb_agreement(
     nouns: Sequence[str] | None = None,
     bos: bool = False,
 ) -> PromptSet:
-    """ "The keys" is answered by " are"; corrupted: the subject in the other number.
+    """ "Today the old keys" is answered by " are"; corrupted: the subject in the other number.
 
     Between subject and verb stands nothing ("simple"), or a noun of the subject's number or the other one, the same in both
     prompts: "The keys near the cabinet". Singular and plural subjects take turns. Correct answers are " is", " was" and
@@ -50,14 +55,16 @@ def subject_verb_agreement(
         subject, attractor = pick(rng, chosen, 2)
         plural = i % 2
         between = _in_number(attractor, plural if structure == "same_number" else 1 - plural)
-        clean, corrupted = ({"subject": _in_number(subject, number), "attractor": between} for number in (plural, 1 - plural))
+        others = {"attractor": between, "quality": pick(rng, words()["qualities"])[0]}
+        clean, corrupted = (others | {"subject": _in_number(subject, number)} for number in (plural, 1 - plural))
         right, wrong = (tuple(f" {forms[number]}" for forms in verbs) for number in (plural, 1 - plural))
         return Example(templates[i // 2 % len(templates)], clean, corrupted, right, wrong)
 
     pairs, positions = encoded(tokenizer, distinct(draw, n), bos)
     return PromptSet(
         pairs, "subject-verb agreement", f"the verb's number, {structure}; corrupted: the subject in the other number",
-        "logit_difference", "Linzen et al. 2016; Finlayson et al. 2021", left_out, positions,
+        "logit_difference", "Linzen et al. 2016, Assessing the Ability of LSTMs to Learn Syntax-Sensitive Dependencies", left_out,
+        positions,
     )  # fmt: skip
 
 

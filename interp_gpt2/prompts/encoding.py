@@ -1,7 +1,7 @@
 """Texts of prompts and answers to tokens, with what may be wrong with them said by name."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Int
@@ -13,6 +13,13 @@ from interp_gpt2.tokenizers import Tokenizer, visible
 
 Answers = str | Sequence[str] | Sequence[Sequence[str]]  # of the one pair, one of each pair, several of each pair
 _MISREAD = "\ufeff\ufffd"  # a byte-order mark, and what stands for bytes that were not UTF-8
+
+
+def as_texts(prompts: str | Iterable[str], kind: str) -> list[str]:
+    """The prompts, of which a single one may stand by itself. Raises TokenError for what is neither."""
+    if not isinstance(prompts, Iterable):
+        raise TokenError(f"the {kind} prompts are {type(prompts).__name__} ({prompts!r}), not a text or a list of texts")
+    return [prompts] if isinstance(prompts, str) else list(prompts)
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, what: str, bos: bool = False) -> list[int]:

@@ -118,7 +118,7 @@ def _csv_rows(reader: Any, path: Path, columns: Columns) -> Iterable[tuple[str, 
     if twice := [name for name in columns.names if header.count(name) > 1]:
         raise DataError(f"{path} has more than one column {twice[0]!r}; rename all but one")
     for row in reader:
-        name = f"{path} line {reader.line_num}"
+        name = f"{path.name} line {reader.line_num}"
         if not row:  # a blank line
             continue
         if len(row) != len(header):

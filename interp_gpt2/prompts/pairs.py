@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import ContextLengthError, TokenError
-from interp_gpt2.prompts.encoding import Answers, encode_answers, encode_prompt, padded, refuse_unaligned
+from interp_gpt2.prompts.encoding import Answers, as_texts, encode_answers, encode_prompt, padded, refuse_unaligned
 from interp_gpt2.tokenizers import Tokenizer
 
 NO_TOKEN = -1  # in the answers of a pair that has fewer than another
@@ -103,9 +103,8 @@ class PromptPairs:
         `from_tokens` does; TokenizerError for characters without a token.
         """
         if isinstance(clean, str):  # one pair, and all answers are its
-            correct, incorrect = ([each] if isinstance(each, str) else each and [each] for each in (correct, incorrect))
-        texts = [clean] if isinstance(clean, str) else list(clean)
-        others = [corrupted] if isinstance(corrupted, str) else list(corrupted)
+            correct, incorrect = (each if each is None else [each] for each in (correct, incorrect))
+        texts, others = as_texts(clean, "clean"), as_texts(corrupted, "corrupted")
         if len(texts) != len(others):
             raise TokenError(f"{len(texts)} clean prompts and {len(others)} corrupted ones; give one of each for every pair")
         named = [f"pair {i}" for i in range(len(texts))] if labels is None else list(labels)
@@ -196,7 +195,7 @@ class PromptPairs:
         if self.labels is None:
             return f"pair {pair}"
         label = self.labels[pair]
-        return f"pair {pair} ({label if len(label) <= 60 else label[:57] + '...'!r})"
+        return f"pair {pair} ({label if len(label) <= 80 else f'{label[:38]}...{label[-38:]}'!r})"
 
     def check(self, config: GPT2Config) -> None:
         """Raises ContextLengthError for prompts longer than the model's n_ctx, TokenError for tokens it does not have."""
