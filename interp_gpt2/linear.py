@@ -8,6 +8,9 @@ whether there are any. Everywhere else, and within `torch.backends.mkldnn.flags(
 """
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,21 @@ from torch.overrides import has_torch_function_variadic
 
 _WORTHWHILE = 2**22  # products; with fewer the call costs more than it saves,
 _WORTH_READING = 2**19  # unless reading this many weights is most of the work
+_CONSTANT: ContextVar[bool] = ContextVar("constant weights", default=False)
+
+
+@contextmanager
+def constant_weights() -> Iterator[None]:
+    """Products within the block have no derivative by their weights: for whoever wants those by activations alone.
+
+    torch leaves out what nobody asked for. A function of Python's is not told: its derivatives by weights were most of the
+    time of a way back that had no use for them.
+    """
+    before = _CONSTANT.set(True)
+    try:
+        yield
+    finally:
+        _CONSTANT.reset(before)
 
 
 class Linear(nn.Linear):
@@ -30,7 +48,11 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`: (..., d_in) and (d_out, d_in) to (..., d_out), with derivatives of every order."""
-    return _OneDNN.apply(x, weight, bias) if _onednn_is_faster(x, weight) else F.linear(x, weight, bias)
+    if not _onednn_is_faster(x, weight):
+        return F.linear(x, weight, bias)
+    if _CONSTANT.get():
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+    return _OneDNN.apply(x, weight, bias)
 
 
 def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:

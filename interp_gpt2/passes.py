@@ -25,6 +25,7 @@ from interp_gpt2.hooks import (
     resolve_reached,
 )
 from interp_gpt2.inputs import check_mask, positions_and_visible
+from interp_gpt2.linear import constant_weights
 from interp_gpt2.model import GPT2, KVCache
 
 # Standing edits -------------------------------------------------------------------------------------------------------
@@ -155,9 +156,7 @@ def _places(model: GPT2) -> Iterator[tuple[str, int]]:
         yield name, int(name.split(".")[1]) if name.startswith("blocks.") else ends
 
 
-def _hooks(
-    model: GPT2, reached: list[str], names: Names | None, edits: Edits | None, keep: Keep | None
-) -> Hooks:
+def _hooks(model: GPT2, reached: list[str], names: Names | None, edits: Edits | None, keep: Keep | None) -> Hooks:
     for key in edits or ():
         resolve_reached(key, reached, model.config)
     return Hooks(resolve_reached(names, reached, model.config), resolve_edits(edits or {}, model.config), keep)
@@ -229,7 +228,7 @@ def run_with_gradients(
             f"{name!r} and {norm!r} cannot both be differentiated by or edited in one pass: "
             "with its inputs split, attention does not read the shared ln1; use a pass for each"
         )
-    with torch.enable_grad():
+    with torch.enable_grad(), constant_weights():
         logits = model.forward(tokens, hooks, attention_mask)
         value = metric(logits)
         if not isinstance(value, Tensor) or value.numel() != 1:

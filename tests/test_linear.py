@@ -186,3 +186,18 @@ def test_a_model_keeps_its_logits_and_gradients(onednn, calls, monkeypatch, mode
     monkeypatch.setattr(module, "_mkl_is_slow", lambda: False)
     plain = [model(tokens), *torch.autograd.grad(model(tokens).square().mean(), model.parameters())]
     assert all(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5) for ours, theirs in zip(fast, plain, strict=True))
+
+
+def test_derivatives_by_activations_take_no_products_for_those_by_weights(onednn, calls, model: GPT2, tokens):
+    def gradients():
+        calls.clear()
+        _, _, found = model.run_with_gradients(tokens, lambda logits: logits[:, -1].square().sum(), "*.z")
+        return len(calls), found
+
+    asked, found = gradients()
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    frozen, expected = gradients()
+    # The first products of a model whose weights are frozen lie before anything with a derivative.
+    assert frozen <= asked <= frozen + 1
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
