@@ -1,4 +1,4 @@
-"""Where in a text an edit acts: absolute positions, the same in one pass and while text is generated."""
+"""Where an edit acts: at one hook point, and at absolute positions, the same in one pass and while text is generated."""
 
 import operator
 from collections.abc import Sequence
@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from interp_gpt2.causal.patch import HEAD_POINTS, SQUARE_POINTS
+from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import AnalysisError, EditError
-from interp_gpt2.hooks import Site
+from interp_gpt2.hooks import Names, Site, resolve
 
 Where = int | slice | Sequence[int] | Tensor | None  # None: everywhere
 
@@ -59,3 +61,15 @@ def chosen_positions(positions: slice | tuple[int, ...] | None, site: Site) -> B
             f"slice({positions[-1]}, None) acts there once there are such tokens"
         )
     return torch.isin(at, torch.tensor(positions, device=at.device))
+
+
+def stream_point(config: GPT2Config, names: Names) -> str:
+    """The one hook point that `names` stands for, of shape (batch, pos, d). Raises AnalysisError for others."""
+    found = resolve(names, config)
+    if len(found) != 1:
+        raise AnalysisError(f"{names!r} stands for {len(found)} hook points; name one, such as ('resid_post', 6)")
+    (name,) = found
+    leaf = name.rpartition(".")[2]
+    if leaf in (*HEAD_POINTS, *SQUARE_POINTS, "scale", "out"):
+        raise AnalysisError(f"{name!r} is not (batch, pos, d); take a stream, 'attn_out', 'mlp_out' or a layer's 'post'")
+    return name

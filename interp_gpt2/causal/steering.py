@@ -17,10 +17,10 @@ from torch import Tensor
 
 from interp_gpt2.analysis.rows import require_eval
 from interp_gpt2.causal.means import batches
-from interp_gpt2.causal.positions import Where, checked_positions, chosen_positions
+from interp_gpt2.causal.positions import Where, checked_positions, chosen_positions, stream_point
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import AnalysisError, EditError
-from interp_gpt2.hooks import Edits, Names, Site, resolve
+from interp_gpt2.hooks import Edits, Names, Site
 from interp_gpt2.inputs import check_tokens, positions_and_visible
 from interp_gpt2.model import GPT2
 
@@ -71,7 +71,7 @@ class SteeringVector:
             raise AnalysisError(f"coefficient={coefficient!r} must be a finite number; 0 leaves the model as it is")
         if self.vector.ndim == 2:
             if positions is not None:
-                raise AnalysisError(f"this vector goes where it is from, positions 0 to {len(self.vector) - 1}; leave positions out")
+                raise AnalysisError(f"this vector goes to its own positions, 0 to {len(self.vector) - 1}; leave positions out")
             positions = range(len(self.vector))
         where = checked_positions(positions, self.config.n_ctx)
         return {self.hook_point: _Adding(float(coefficient) * self.vector, where)}
@@ -114,7 +114,7 @@ def steering_vector(
     hook points of another shape; else as the model does.
     """
     require_eval(model)
-    name = _one_point(model.config, names)
+    name = stream_point(model.config, names)
     if rule not in RULES:
         raise AnalysisError(f"rule={rule!r} is unknown; it is 'last', 'mean' or 'all'")
     (positive, masks), (negative, other_masks) = (padded(prompts) for prompts in (positive, negative))
@@ -159,17 +159,6 @@ def padded(prompts: Prompts) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, "pr
 def _lengths(tokens: Tensor, mask: Tensor | None) -> str:
     found = {tokens.shape[1]} if mask is None else set(mask.sum(1).tolist())
     return " and ".join(map(str, sorted(found))) + " tokens"
-
-
-def _one_point(config: GPT2Config, names: Names) -> str:
-    found = resolve(names, config)
-    leaf = next(iter(found)).rpartition(".")[2]
-    if len(found) != 1:
-        raise AnalysisError(f"{names!r} stands for {len(found)} hook points; a vector is of one, such as ('resid_post', 6)")
-    by_head = ("attn_in", "q_input", "k_input", "v_input", "q", "k", "v", "z", "result", "attn_scores", "pattern")
-    if leaf in by_head or leaf in ("scale", "out"):
-        raise AnalysisError(f"{next(iter(found))!r} is not (batch, pos, d); steer a stream, 'attn_out', 'mlp_out' or 'post'")
-    return next(iter(found))
 
 
 def _mean_activation(

@@ -156,7 +156,8 @@ def _check(model: GPT2, metric: AnyMetric, point: str, window: int, n_samples: i
     if point not in POINTS or (point == "mlp_out" and model.config.attn_only):
         raise AnalysisError(f"{point!r} cannot be restored here; it is one of {', '.join(POINTS)} that the model has")
     if not 1 <= window <= max(model.config.n_layers, 1) or (point == "resid_post" and window != 1):
-        raise AnalysisError(f"window={window}: it is 1 to {model.config.n_layers} layers, and 1 of resid_post, which holds all before")
+        at_most = 1 if point == "resid_post" else model.config.n_layers  # a stream holds all that layers before it wrote
+        raise AnalysisError(f"window={window}: of {point!r}, 1 to {at_most} layers are restored together")
     if n_samples < 1 or not model.config.n_layers:
         raise AnalysisError(f"n_samples={n_samples}, {model.config.n_layers} layers: there is nothing to trace")
 
