@@ -52,8 +52,9 @@ def assert_finds(measure, planted_scores, random_models):
 
 @torch.no_grad()
 @pytest.mark.parametrize("embedding", ["token", "effective"])
-def test_readings_are_the_extremes_of_rows_of_the_full_circuits(model, embedding):
-    tokens, k = torch.tensor([3, 49, 0, 3]), 7
+@pytest.mark.parametrize("tokens", [[3, 49, 0, 3], list(range(50))], ids=["fewer than d_head", "all"])
+def test_readings_are_the_extremes_of_rows_of_the_full_circuits(model, embedding, tokens):
+    tokens, k = torch.tensor(tokens), 7
     E = embedding_rows(model, embedding)
     W_U = model.W_U
     for layer, head in [(0, 1), (1, 3)]:
@@ -72,6 +73,9 @@ def test_readings_are_the_extremes_of_rows_of_the_full_circuits(model, embedding
                 torch.testing.assert_close(values[0], circuit.gather(1, ids[0]), atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(found.mean[0], circuit.mean(1), atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(found.std[0], circuit.std(1), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(found.own_values[0], circuit.gather(1, tokens[:, None])[:, 0], atol=1e-5, rtol=1e-4)
+            z = (found.own_values[0] - circuit.mean(1)) / circuit.std(1)
+            torch.testing.assert_close(found.own_z[0], z.mean(), atol=1e-4, rtol=1e-4)
             own = [sorted(row.tolist(), reverse=True).index(row[at]) for row, at in zip(circuit, tokens.tolist(), strict=True)]
             assert found.own_rank[0].tolist() == own
 
@@ -149,33 +153,24 @@ def test_rows_are_hooked_transformers(model):
 # Planted --------------------------------------------------------------------------------------------------------------
 
 
-def top_share(model):
-    """Of each head, the share of tokens that it raises above all others when it reads them."""
-    return ov_readings(model, TOKENS, k=1).own_among(1)
-
-
-def own_attention(model):
-    """Of each head, the share of tokens that look for themselves above all others."""
-    return qk_readings(model, TOKENS, k=1).own_among(1)
-
-
 def test_copying_heads_raise_what_they_read_and_no_others_do(planted, random_models):
     found = ov_readings(planted.model, TOKENS, k=1)
     shares = dict(zip(found.labels, found.own_among(1).tolist(), strict=True))
     copying = {planted.label(role) for role in ("copying", "induction", "duplicate_token")}
     assert {label for label, share in shares.items() if share == 1} == copying
-    assert_finds(top_share, [shares[label] for label in copying], random_models)
-    lowered = found.bottom_tokens[found.labels.index(planted.label("anti_copying")), :, 0]
-    assert lowered.tolist() == TOKENS
+    assert found.bottom_tokens[found.labels.index(planted.label("anti_copying")), :, 0].tolist() == TOKENS
+    heads = [planted.heads[role] for role in ("copying", "induction", "duplicate_token", "anti_copying")]
+    strength = ov_readings(planted.model, TOKENS, heads).own_z
+    assert_finds(lambda model: ov_readings(model, TOKENS).own_z, strength, random_models)
 
 
 def test_the_duplicate_token_head_looks_for_the_same_token_and_no_other_does(planted, random_models):
     found = qk_readings(planted.model, TOKENS, k=1)
     shares = dict(zip(found.labels, found.own_among(1).tolist(), strict=True))
-    assert max(shares, key=shares.get) == planted.label("duplicate_token")
     assert shares.pop(planted.label("duplicate_token")) == 1
     assert max(shares.values()) < 0.5
-    assert_finds(own_attention, [1.0], random_models)
+    strength = qk_readings(planted.model, TOKENS, [planted.heads["duplicate_token"]]).own_z
+    assert_finds(lambda model: qk_readings(model, TOKENS).own_z, strength, random_models)
 
 
 def test_the_copying_head_has_the_highest_copying_score_and_the_anti_copying_head_the_lowest(random_models):
