@@ -112,16 +112,14 @@ def causal_trace(
     tokens = tokens.to(model.device)
     check_tokens(tokens, model.config)
     where = _subject(subject, tokens)
-    _check(model, metric, point, window, n_samples)
+    _check(model, metric, point, window, n_samples, batch_size)
     measure = Measure.of(metric, tokens, None, model.config)
     names = [(point, layer) for layer in range(model.config.n_layers)]
     logits, cache = model.run_with_cache(tokens, names)
     std = NOISE * float(model.wte(tokens)[where].std()) if noise_std is None else float(noise_std)
     if not 0 < std < float("inf"):
         raise AnalysisError(f"noise of standard deviation {std} corrupts nothing; it must be positive and finite")
-    noise = torch.zeros(len(tokens), n_samples, tokens.shape[1], model.config.d_model)
-    drawn = torch.randn(noise.shape, generator=torch.Generator().manual_seed(seed))
-    noise = std * drawn * where.cpu()[:, None, :, None]
+    noise = _noise(where, n_samples, model.config.d_model, std, seed)
     runs = _Runs(model, measure, cache, noise, batch_size)
     shape = (len(tokens), n_samples)
     restored = torch.empty(model.config.n_layers, tokens.shape[1], *shape, dtype=torch.float64)
@@ -150,7 +148,7 @@ def _subject(subject: Sequence[int] | Tensor, tokens: Tensor) -> Bool[Tensor, "p
     return found
 
 
-def _check(model: GPT2, metric: AnyMetric, point: str, window: int, n_samples: int) -> None:
+def _check(model: GPT2, metric: AnyMetric, point: str, window: int, n_samples: int, batch_size: int) -> None:
     if not isinstance(metric, Metric):
         raise AnalysisError("causal tracing needs a Metric, such as probability(answer), which knows whose logits it is given")
     if point not in POINTS or (point == "mlp_out" and model.config.attn_only):
@@ -158,8 +156,17 @@ def _check(model: GPT2, metric: AnyMetric, point: str, window: int, n_samples: i
     if not 1 <= window <= max(model.config.n_layers, 1) or (point == "resid_post" and window != 1):
         at_most = 1 if point == "resid_post" else model.config.n_layers  # a stream holds all that layers before it wrote
         raise AnalysisError(f"window={window}: of {point!r}, 1 to {at_most} layers are restored together")
-    if n_samples < 1 or not model.config.n_layers:
-        raise AnalysisError(f"n_samples={n_samples}, {model.config.n_layers} layers: there is nothing to trace")
+    if n_samples < 1 or batch_size < 1 or not model.config.n_layers:
+        given = f"n_samples={n_samples}, batch_size={batch_size}, {model.config.n_layers} layers"
+        raise AnalysisError(f"{given}: there is nothing to trace")
+
+
+def _noise(
+    where: Bool[Tensor, "pair pos"], n_samples: int, d_model: int, std: float, seed: int
+) -> Float[Tensor, "pair sample pos d_model"]:
+    shape = (len(where), n_samples, where.shape[1], d_model)
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))  # on the CPU: the same on every device
+    return std * drawn * where.cpu()[:, None, :, None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,7 +77,8 @@ def test_parts_taken_out_together_are_each_taken_out(model, tokens, means, one, 
 def test_patches_are_the_same_ablation(model, tokens, data, means, kind):
     source = model.run_with_cache(data[:2], POINTS)[1]
     made = {
-        "zero": zero([1, 7]), "mean": mean(means, slice(2, 9)), "positional mean": positional_mean(means), "resample": resample(source),
+        "zero": zero([1, 7]), "mean": mean(means, slice(2, 9)),
+        "positional mean": positional_mean(means), "resample": resample(source),
     }[kind]  # fmt: skip
     patches = made.patches(model.config, PARTS, 12)
     expected = model.run_with_edits(tokens, made.edits(model.config, PARTS))
@@ -297,7 +298,7 @@ def test_an_ablation_that_lacks_what_it_needs_says_so(model, data, tokens):
     with pytest.raises(AnalysisError, match="needs the activations of other texts"):
         resample().edits(model.config, "L0H1")
     source = model.run_with_cache(data, "*attn.z")[1]
-    with pytest.raises(AnalysisError, match="has not kept 'blocks.0.mlp_out'"):
+    with pytest.raises(AnalysisError, match=r"has not kept 'blocks.0.mlp_out'"):
         resample(source).edits(model.config, "mlp 0")
     with pytest.raises(EditError, match=r"shape \(7, 12, 4, 8\), this pass's \(2, 12, 4, 8\)"):
         model.run_with_edits(tokens, resample(source).edits(model.config, "L0H1"))

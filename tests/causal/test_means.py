@@ -8,6 +8,8 @@ from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import AnalysisError, DataError, InterpGPT2Error, TokenError
 from interp_gpt2.hooks import hook_point_names
 
+ZEROS = torch.zeros(2, 3, dtype=torch.long)
+
 
 @pytest.fixture
 def data() -> torch.Tensor:
@@ -111,13 +113,13 @@ def test_files_that_hold_no_means_are_refused(tmp_path, model):
     [
         ([], None, AnalysisError, "no token in 0 sequences"),
         (torch.zeros(0, 5, dtype=torch.long), None, AnalysisError, "no token in 0 sequences"),
-        ([(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3, dtype=torch.long))], None, AnalysisError, "no token in 2 sequences"),
+        ([(ZEROS, ZEROS)], None, AnalysisError, "no token in 2 sequences"),
         (torch.full((2, 3), 50), None, TokenError, "not in the vocabulary"),
         (torch.zeros(2, 3), None, AnalysisError, "float32"),
         (torch.zeros(3, dtype=torch.long), None, AnalysisError, r"\(batch, pos\)"),
         (["text"], None, AnalysisError, "a batch is a tensor"),
-        (torch.zeros(2, 3, dtype=torch.long), "*pattern", AnalysisError, "has a column for every key"),
-        (torch.zeros(2, 3, dtype=torch.long), "*nothing", InterpGPT2Error, "no hook point matches"),
+        (ZEROS, "*pattern", AnalysisError, "has a column for every key"),
+        (ZEROS, "*nothing", InterpGPT2Error, "no hook point matches"),
     ],
 )
 def test_holding_it_wrong(model, data, names, error, message):
