@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -15,11 +16,20 @@ Answers = str | Sequence[str] | Sequence[Sequence[str]]  # of the one pair, one 
 _MISREAD = "\ufeff\ufffd"  # a byte-order mark, and what stands for bytes that were not UTF-8
 
 
-def as_texts(prompts: str | Iterable[str], kind: str) -> list[str]:
-    """The prompts, of which a single one may stand by itself. Raises TokenError for what is neither."""
-    if not isinstance(prompts, Iterable):
-        raise TokenError(f"the {kind} prompts are {type(prompts).__name__} ({prompts!r}), not a text or a list of texts")
-    return [prompts] if isinstance(prompts, str) else list(prompts)
+def check_tokenizer(tokenizer: object) -> None:
+    """Raises TokenError for what is no tokenizer of ours, such as its name or transformers' own."""
+    if not isinstance(tokenizer, Tokenizer):
+        raise TokenError(
+            f"{type(tokenizer).__name__} is not a tokenizer of interp_gpt2; use run.tokenizer(), tokenizer_named('gpt2') or "
+            "load_tokenizer(directory) from interp_gpt2.tokenizers"
+        )
+
+
+def as_texts(given: str | Iterable[Any], what: str) -> list[Any]:
+    """The texts, of which a single one may stand by itself. Raises TokenError for what is neither."""
+    if not isinstance(given, Iterable):
+        raise TokenError(f"the {what} prompts are {type(given).__name__} ({given!r}), not a text or a list of texts")
+    return [given] if isinstance(given, str) else list(given)
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, what: str, bos: bool = False) -> list[int]:
@@ -38,19 +48,22 @@ def encode_answers(
     tokenizer: Tokenizer, answers: Answers, prompts: Sequence[str], names: Sequence[str], kind: str
 ) -> list[list[int]]:
     """The token of every answer of each pair. Raises TokenError naming all that are several tokens."""
-    by_pair = [[answers]] if isinstance(answers, str) else [[each] if isinstance(each, str) else each for each in answers]
+    by_pair = [[each] if isinstance(each, str) else each for each in as_texts(answers, f"{kind} answers to the")]
     if len(by_pair) != len(prompts):
         raise TokenError(f"{len(prompts)} prompts, but {len(by_pair)} with {kind} answers; give one, or a list, for each pair")
+    known: dict[str, list[int]] = {}  # years are the answers of a hundred pairs
     several: dict[str, str] = {}
     tokens = []
     for name, prompt, texts in zip(names, prompts, by_pair, strict=True):
         if not isinstance(texts, Sequence):
             raise TokenError(f"{name}: the {kind} answer is {type(texts).__name__} ({texts!r}), not text")
-        found = [(text, encode_prompt(tokenizer, text, f"{name}: the {kind} answer")) for text in texts]
-        several |= {text: f"{name}: {_spelled(tokenizer, text, ids)}" for text, ids in found if len(ids) > 1}
-        for text, ids in found:
-            _refuse_split_space(tokenizer, prompt, text, ids, name)
-        tokens.append([ids[0] for _, ids in found])
+        for text in texts:
+            if text not in known:
+                known[text] = encode_prompt(tokenizer, text, f"{name}: the {kind} answer")
+                if len(known[text]) > 1:
+                    several[text] = f"{name}: {_spelled(tokenizer, text, known[text])}"
+            _refuse_split_space(tokenizer, prompt, text, known[text], name)
+        tokens.append([known[text][0] for text in texts])
     if several:
         listed = "; ".join(list(several.values())[:8]) + ("; …" if len(several) > 8 else "")
         raise TokenError(f"answers must be one token each under the {tokenizer.kind} tokenizer, but for {kind} ones: {listed}")
@@ -59,8 +72,8 @@ def encode_answers(
 
 def single_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """Those of `texts` that are one token, and those that are not (several, or characters without a token)."""
-    kept = [text for text in texts if is_single_token(tokenizer, text)]
-    return kept, tuple(text for text in texts if text not in set(kept))
+    single = {text: is_single_token(tokenizer, text) for text in texts}
+    return [text for text in texts if single[text]], tuple(text for text in texts if not single[text])
 
 
 def is_single_token(tokenizer: Tokenizer, text: str) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from interp_gpt2.data.batches import rng_at
 from interp_gpt2.errors import TokenError
-from interp_gpt2.prompts.encoding import is_single_token
+from interp_gpt2.prompts.encoding import check_tokenizer, is_single_token
 from interp_gpt2.prompts.prompt_set import Example, PromptSet, distinct, encoded, pick, usable, words
 from interp_gpt2.tokenizers import Tokenizer
 
@@ -25,6 +25,7 @@ def greater_than(
     Years of the centuries 11 to 17 from 02 to 98 are used that the tokenizer splits into the century and two digits.
     Raises TokenError if two digits are not a token, or no year is split that way.
     """
+    check_tokenizer(tokenizer)
     years, left_out = _years(tokenizer)
     spans, no_spans = usable(tokenizer, spans or words()["spans"], 0, "spans")
     rng = rng_at(seed, 0)

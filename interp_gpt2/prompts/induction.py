@@ -7,6 +7,7 @@ import torch
 
 from interp_gpt2.data.batches import rng_at
 from interp_gpt2.errors import DataError
+from interp_gpt2.prompts.encoding import check_tokenizer
 from interp_gpt2.prompts.pairs import PromptPairs
 from interp_gpt2.prompts.prompt_set import PromptSet
 from interp_gpt2.tokenizers import Tokenizer
@@ -39,6 +40,8 @@ def induction(
     if corruption not in CORRUPTIONS:
         raise DataError(f"corruption={corruption!r} must be one of {', '.join(CORRUPTIONS)}")
     tokenizer = None if isinstance(vocabulary, int) else vocabulary
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
     end = None if tokenizer is None else tokenizer.eos_token_id
     if bos and end is None:
         raise DataError("bos needs a tokenizer with an end-of-text token")

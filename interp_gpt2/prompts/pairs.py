@@ -10,7 +10,15 @@ from torch import Tensor
 
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import ContextLengthError, TokenError
-from interp_gpt2.prompts.encoding import Answers, as_texts, encode_answers, encode_prompt, padded, refuse_unaligned
+from interp_gpt2.prompts.encoding import (
+    Answers,
+    as_texts,
+    check_tokenizer,
+    encode_answers,
+    encode_prompt,
+    padded,
+    refuse_unaligned,
+)
 from interp_gpt2.tokenizers import Tokenizer
 
 NO_TOKEN = -1  # in the answers of a pair that has fewer than another
@@ -102,6 +110,7 @@ class PromptPairs:
         seen (such as NUL), a prompt whose last space belongs to the answer, answers of several tokens, and as
         `from_tokens` does; TokenizerError for characters without a token.
         """
+        check_tokenizer(tokenizer)
         if isinstance(clean, str):  # one pair, and all answers are its
             correct, incorrect = (each if each is None else [each] for each in (correct, incorrect))
         texts, others = as_texts(clean, "clean"), as_texts(corrupted, "corrupted")

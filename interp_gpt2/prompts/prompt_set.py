@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp_gpt2.errors import DataError, TokenError
-from interp_gpt2.prompts.encoding import single_tokens
+from interp_gpt2.prompts.encoding import check_tokenizer, single_tokens
 from interp_gpt2.prompts.pairs import PromptPairs
 from interp_gpt2.tokenizers import Tokenizer
 
@@ -69,6 +69,7 @@ def space_before(tokenizer: Tokenizer) -> str:
 
 def usable(tokenizer: Tokenizer, candidates: Sequence[str], at_least: int, what: str) -> tuple[list[str], tuple[str, ...]]:
     """The words that are one token within a sentence, and those that are not. Raises TokenError if too few are."""
+    check_tokenizer(tokenizer)
     space = space_before(tokenizer)
     kept, left_out = single_tokens(tokenizer, [space + word for word in dict.fromkeys(candidates)])
     dropped = tuple(word.removeprefix(space) for word in left_out)

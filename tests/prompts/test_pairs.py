@@ -8,6 +8,7 @@ import torch
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import ContextLengthError, TokenError, TokenizerError
 from interp_gpt2.prompts.alignment import aligned
+from interp_gpt2.prompts.named import PROMPT_SETS, prompt_set
 from interp_gpt2.prompts.pairs import PromptPairs, concatenated
 from interp_gpt2.tokenizers import ByteTokenizer, CharTokenizer
 
@@ -169,6 +170,7 @@ def test_a_prompt_that_begins_the_other_is_refused_too():
         ({"incorrect": ["y", "y"]}, "token 121 (y) is given twice"),
         ({"correct": []}, "has no correct answer"),
         ({"correct": [1.5]}, "not text"),
+        ({"clean": ["abc"], "corrupted": ["abd"], "correct": 5}, "the correct answers to the prompts are int (5)"),
         ({"clean": ["abc", "abc"], "corrupted": ["abd"]}, "2 clean prompts and 1 corrupted"),
         ({"clean": ["abc"], "corrupted": ["abd"], "correct": ["x", "y"]}, "1 prompts, but 2 with correct answers"),
     ],
@@ -191,6 +193,14 @@ def test_a_space_that_belongs_to_the_answer_is_not_left_to_the_prompt(bpe):
     with pytest.raises(TokenError, match="end the prompt with 'at near the' and answer ' a'"):
         PromptPairs.from_text(bpe, "The cat near the ", "The dog near the ", "a", "x")
     assert len(PromptPairs.from_text(BYTES, "The cat is ", "The dog is ", "a", "b"))  # to bytes the space is by itself
+
+
+def test_a_tokenizer_of_another_library_is_refused_with_what_to_use():
+    with pytest.raises(TokenError, match=r"str is not a tokenizer of interp_gpt2; use run\.tokenizer\(\)"):
+        PromptPairs.from_text("gpt2", "a", "b", "c")
+    for name in PROMPT_SETS:
+        with pytest.raises(TokenError, match="str is not a tokenizer"):
+            prompt_set(name, "gpt2")
 
 
 def test_a_character_without_a_token_is_named_with_its_prompt():

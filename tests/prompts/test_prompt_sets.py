@@ -70,6 +70,15 @@ def test_a_prompt_and_its_answer_are_the_tokens_of_their_text_together(tokenizer
             assert tokenizer.encode(text + tokenizer.decode([answer])) == [*row[:length], answer]
 
 
+@pytest.mark.parametrize("name", PROMPT_SETS)
+def test_a_token_before_the_prompt_moves_every_position_by_one(tokenizer, name):
+    plain, begun = prompt_set(name, tokenizer), prompt_set(name, tokenizer, bos=True)
+    assert torch.equal(plain.pairs.clean, begun.pairs.clean[:, 1:])
+    assert {place: (where + 1).tolist() for place, where in plain.positions.items()} == {
+        place: where.tolist() for place, where in begun.positions.items()
+    }
+
+
 def test_sets_say_what_they_are(bpe):
     prompts = ioi(bpe)
     assert repr(prompts).startswith("PromptSet(IOI: 8 pairs, ")
