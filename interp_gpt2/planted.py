@@ -8,7 +8,7 @@ The stream is split into orthogonal spaces, in directions drawn from the seed an
 scale: a direction for each token, for each position, for each token as the previous one, and (untied) for each token as
 output, which alone the unembedding reads. Attention is all but hard: it differs from what is said here by less than 0.001.
 
-Token 0 is `bos`. Heads that find nothing rest there, attending evenly without one, and write nothing from it. Begin
+Token 0 is `bos`. Heads that find nothing rest there (without one they attend evenly) and write nothing from it. Begin
 prompts with it and use it nowhere else. (At the first position a previous-token head can only see that position itself.)
 
     role              attends to                                    writes

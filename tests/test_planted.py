@@ -127,6 +127,16 @@ def test_a_duplicate_token_head_attends_evenly_to_earlier_occurrences_and_raises
 
 
 @torch.no_grad()
+def test_without_a_bos_heads_that_find_nothing_attend_evenly():
+    """A duplicate-token head to everything earlier: it never attends to the position it is at."""
+    circuit = plant({"previous_token": (0, 0), "duplicate_token": (0, 1), "induction": (1, 0)}, UNTIED)
+    found = patterns(circuit, torch.tensor([[5, 7, 3, 2, 9, 11]]))
+    assert_even(found[1, 0])
+    earlier = torch.ones(6, 6).tril(-1) / torch.arange(6).clamp(min=1)[:, None]
+    torch.testing.assert_close(found[0, 1][0, 1:], earlier[1:])
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("role", ["copying", "anti_copying"])
 def test_a_copying_head_raises_what_is_there_and_an_anti_copying_head_lowers_it(any_config, role):
     circuit = plant({role: (1, 1)}, any_config)
