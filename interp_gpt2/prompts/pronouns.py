@@ -9,9 +9,9 @@ from interp_gpt2.tokenizers import Tokenizer
 TEMPLATES = (  # a name is one token with the space before it
     "Well, {name} is a very good neighbor, isn't",
     "Well, {name} was late for work again, wasn't",
-    "Well, {name} has a new job in town, hasn't",
+    "Well, {name} has a new job here, hasn't",
     "Well, {name} can play the piano well, can't",
-    "Well, {name} is my oldest cousin, isn't",
+    "Well, {name} is one of my cousins, isn't",
     "Well, {name} was the first to arrive, wasn't",
 )
 

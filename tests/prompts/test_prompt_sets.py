@@ -191,6 +191,11 @@ def test_gpt2_reads_every_template_with_its_names_at_the_same_positions(gpt2):
     assert subject_verb_agreement(gpt2).left_out == ()
 
 
+@pytest.mark.parametrize("name", [name for name in PROMPT_SETS if name != "capital-cities"])
+def test_to_gpt2_the_prompts_of_a_set_have_one_length(gpt2, name):
+    assert prompt_set(name, gpt2, 200).pairs.attention_mask is None
+
+
 def test_unknown_ways_to_corrupt_are_refused(bpe):
     with pytest.raises(DataError, match="'swap' must be one of swap_subject, abc, flip"):
         ioi(bpe, corruption="swap")
