@@ -113,8 +113,10 @@ class Attention(nn.Module):
         # Scaled and masked by the product itself: passing over the scores again costs a sixth of the whole attention.
         scores = torch.baddbmm(mask.flatten(0, 1), q, k.transpose(1, 2), alpha=self.scale).view(shape)
         scores = hooks("attn_scores", scores, then=lambda s: s.masked_fill(unseen, -math.inf))
+        if padded:  # a padding query sees nothing: its softmax, and any derivative through it, would be 0/0
+            scores = scores.masked_fill(blind, 0)
         pattern = scores.softmax(-1)
-        if padded:  # a padding query sees nothing, so that its softmax is 0/0; its pattern is zero
+        if padded:
             pattern = pattern.masked_fill(blind, 0)
         pattern = F.dropout(pattern, self.dropout, self.training)
         pattern = hooks("pattern", pattern, then=lambda edited: refuse_unseen(edited, visible, blind))

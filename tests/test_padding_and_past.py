@@ -95,3 +95,15 @@ def test_edits_mean_the_same_while_decoding(model, tokens):
     hooks = Hooks(edits=resolve_edits(edits, model.config))
     pieces = [model(piece, hooks, past=past) for piece in tokens.split([5, 1, 6], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("names", ["*.z", "*.pattern"])
+def test_padded_sequences_give_the_derivatives_of_unpadded_ones(model, names):
+    """Whether attention is fused or, for its pattern, explicit: the 0/0 of a query that sees nothing spreads to nothing."""
+    tokens, mask = torch.tensor([[7, 8, 9, 10, 11], [3, 4, 5, 0, 0]]), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    _, _, both = model.run_with_gradients(tokens, lambda logits: logits[0, 4, 1] + logits[1, 2, 1], names, attention_mask=mask)
+    _, _, alone = model.run_with_gradients(tokens[1:, :3], lambda logits: logits[0, 2, 1], names)
+    for name, expected in alone.items():
+        found = both[name][1:, :, :3, :3] if name.endswith("pattern") else both[name][1:, :3]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        assert both[name].isfinite().all()
