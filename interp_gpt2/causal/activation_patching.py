@@ -40,15 +40,15 @@ from interp_gpt2.prompts.pairs import PromptPairs
 
 Direction = Literal["denoising", "noising"]
 MetricName = Literal["logit_difference", "logit", "probability", "log_probability", "rank", "kl_divergence"]
-AXES = {"layer": "layer", "pos": "positions", "head": "heads", "dest_pos": "positions", "src_pos": "keys"}
+AXES = {"layer": "layer", "pos": "positions", "head": "heads", "dest_pos": "positions", "src_pos": "keys", "neuron": "neurons"}
 
 
 @dataclass(frozen=True)
 class Sweep:
     """What is patched: every combination along `axes` of one hook point, or of the layers, positions and heads given.
 
-    Axes are "layer", "pos", "head"; at "pattern", "dest_pos" (the query's) and "src_pos" (the key's). What is not an axis is
-    patched whole: without "pos", all positions at once.
+    Axes are "layer", "pos", "head"; at "pattern", "dest_pos" (the query's) and "src_pos" (the key's); at "pre" and "post",
+    "neuron". What is not an axis is patched whole: without "pos", all positions at once.
     """
 
     point: str
@@ -56,6 +56,7 @@ class Sweep:
     layers: Sequence[int] | None = None
     positions: Sequence[int] | None = None
     heads: Sequence[int] | None = None
+    neurons: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if unknown := [axis for axis in self.axes if axis not in AXES]:
@@ -67,6 +68,7 @@ class Sweep:
         known = {"pos": positions, "dest_pos": positions, "src_pos": range(n_pos)}
         known["layer"] = range(model.config.n_layers) if self.layers is None else self.layers
         known["head"] = range(model.config.n_heads) if self.heads is None else self.heads
+        known["neuron"] = range(model.config.d_mlp) if self.neurons is None else self.neurons
         if empty := [axis for axis in self.axes if not len(known[axis])]:
             raise AnalysisError(f"there is nothing to patch along {empty[0]!r}")
         return [known[axis] for axis in self.axes]
@@ -187,8 +189,8 @@ def refuse_unreachable(skipped: Tensor, sweep: Sweep, pairs: PromptPairs) -> Non
 
 def axis_labels(axis: str, indices: Sequence[int], pairs: PromptPairs) -> tuple[str, ...]:
     """Position with its token for positions, else the index."""
-    if axis in ("layer", "head"):
-        return tuple(f"{axis[0].upper()}{index}" if axis == "head" else str(index) for index in indices)
+    if axis in ("layer", "head", "neuron"):
+        return tuple(str(index) if axis == "layer" else f"{axis[0].upper()}{index}" for index in indices)
     names = pairs.position_labels
     return tuple(f"{index} {names[index]}" for index in indices)
 

@@ -23,16 +23,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp_gpt2.cache import ActivationCache
-from interp_gpt2.causal.gradients import Reader, check_attributable, pass_from, refuse_equal, way_back
+from interp_gpt2.causal.engine import BUDGET
+from interp_gpt2.causal.gradients import AnyMetric, Reader, pass_from, reader_of, way_back
 from interp_gpt2.causal.graph import Edge, Graph
-from interp_gpt2.causal.metrics import Function, Metric
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.hooks import Edits
 from interp_gpt2.linear import linear
 from interp_gpt2.model import GPT2
 from interp_gpt2.prompts.pairs import PromptPairs
-
-BUDGET = 2**30  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,18 +84,20 @@ class PositionEdgeAttribution:
     metric: str
 
 
-def eap(model: GPT2, pairs: PromptPairs, metric: Metric | Function, budget: int = BUDGET) -> EdgeAttribution:
+def eap(model: GPT2, pairs: PromptPairs, metric: AnyMetric = "logit_difference", budget: int = BUDGET) -> EdgeAttribution:
     """Edge attribution patching: the derivative in the clean run alone. See the module.
 
-    `budget` is how many bytes of activations are held at once, by splitting the pairs; a plain function of whole logits
-    cannot be split. Raises AnalysisError for runs that do not differ, a metric that is not a finite number for each pair
-    or has no derivative, a model with active dropout; EditError for standing edits.
+    `metric` may be the name of one, as in activation patching. The KL divergence from the clean run has derivative 0 in that
+    run: EAP sees nothing there, EAP-IG does. `budget` is how many bytes of activations are held at once, by splitting the
+    pairs; a plain function of whole logits cannot be split. Raises AnalysisError for runs that do not differ, a metric that
+    is not a finite number for each pair or for all, or has no derivative, and a model with active dropout; EditError for
+    standing edits.
     """
     return _attribution(model, pairs, metric, budget, 1, "EAP")
 
 
 def eap_ig_inputs(
-    model: GPT2, pairs: PromptPairs, metric: Metric | Function, steps: int = 5, budget: int = BUDGET
+    model: GPT2, pairs: PromptPairs, metric: AnyMetric = "logit_difference", steps: int = 5, budget: int = BUDGET
 ) -> EdgeAttribution:
     """EAP-IG over inputs: derivatives averaged over runs whose embeddings lie between the corrupted and the clean ones.
 
@@ -108,7 +108,7 @@ def eap_ig_inputs(
 
 
 def eap_ig_activations(
-    model: GPT2, pairs: PromptPairs, metric: Metric | Function, steps: int = 5, budget: int = BUDGET
+    model: GPT2, pairs: PromptPairs, metric: AnyMetric = "logit_difference", steps: int = 5, budget: int = BUDGET
 ) -> EdgeAttribution:
     """EAP-IG over activations: the derivative for a sender's edges is averaged over runs between its own two outputs.
 
@@ -120,9 +120,11 @@ def eap_ig_activations(
     return _attribution(model, pairs, metric, budget, _checked(steps), f"EAP-IG (activations, {steps} steps)", True)
 
 
-def eap_by_position(model: GPT2, pairs: PromptPairs, metric: Metric | Function, budget: int = BUDGET) -> PositionEdgeAttribution:
+def eap_by_position(
+    model: GPT2, pairs: PromptPairs, metric: AnyMetric = "logit_difference", budget: int = BUDGET
+) -> PositionEdgeAttribution:
     """`eap` before the sum over positions. Means over pairs at the same position; at padding scores are 0. Raises as `eap`."""
-    reader, mean = _prepared(model, pairs, metric), _Mean()
+    reader, mean = reader_of(model, pairs, metric), _Mean()
     for runs in _batches(model, reader, 1, budget):
         mean.add(runs.along_inputs(1, by_position=True), reader.divisible)
     labels = tuple(reader.pairs.position_labels)
@@ -130,9 +132,9 @@ def eap_by_position(model: GPT2, pairs: PromptPairs, metric: Metric | Function, 
 
 
 def _attribution(
-    model: GPT2, pairs: PromptPairs, metric: Metric | Function, budget: int, steps: int, method: str, activations: bool = False
+    model: GPT2, pairs: PromptPairs, metric: AnyMetric, budget: int, steps: int, method: str, activations: bool = False
 ) -> EdgeAttribution:
-    reader, mean, clean, corrupted = _prepared(model, pairs, metric), _Mean(), _Mean(), _Mean()
+    reader, mean, clean, corrupted = reader_of(model, pairs, metric), _Mean(), _Mean(), _Mean()
     for runs in _batches(model, reader, steps, budget):
         per_pair = runs.ends[0].ndim > 0
         clean.add(runs.ends[0].reshape(-1), True)
@@ -140,11 +142,6 @@ def _attribution(
         mean.add(runs.along_activations(steps) if activations else runs.along_inputs(steps), per_pair)
     ends = float(clean.value), float(corrupted.value)
     return EdgeAttribution(Graph.of(model.config), mean.value, mean.standard_error, *ends, len(pairs), reader.name, method)
-
-
-def _prepared(model: GPT2, pairs: PromptPairs, metric: Metric | Function) -> Reader:
-    check_attributable(model, pairs)
-    return Reader(model, metric, pairs.to(model.device))
 
 
 def _checked(steps: int) -> int:
@@ -223,7 +220,8 @@ class _Runs:
         (clean, _, before), (corrupted, _, after) = self.clean, self.corrupted
         found = clean.new_zeros(len(self.graph.senders), *clean.shape)
         found[0] = corrupted - clean
-        refuse_equal(found[0])
+        if not found[0].any():
+            raise AnalysisError("the clean and the corrupted runs are the same: there is nothing to attribute")
         for layer, block in enumerate(self.model.blocks):
             z = (after["z", layer] - before["z", layer]).flatten(0, 1).transpose(0, 1)  # (head, pair * pos, d_head)
             W_O = block.attn.proj.weight.T.unflatten(0, (block.attn.n_heads, block.attn.d_head))

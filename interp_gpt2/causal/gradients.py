@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp_gpt2.analysis.rows import require_eval
 from interp_gpt2.cache import ActivationCache
+from interp_gpt2.causal.activation_patching import MetricName, metric_name, metric_named
 from interp_gpt2.causal.graph import Graph
 from interp_gpt2.causal.metrics import Function, Metric
 from interp_gpt2.errors import AnalysisError
@@ -25,16 +27,9 @@ from interp_gpt2.model import GPT2, Block
 from interp_gpt2.passes import refuse_edited
 from interp_gpt2.prompts.pairs import PromptPairs
 
+AnyMetric = Metric | Function | MetricName
+
 _READ_ON_THE_WAY_BACK = {"resid_pre", "q", "k", "v", "z", "resid_mid", "pre", "mlp_out"}
-
-
-def check_attributable(model: GPT2, pairs: PromptPairs) -> None:
-    """Raises AnalysisError for a model with active dropout, whose two runs would differ by chance; else as `pairs.check`."""
-    if model.training and model.config.dropout:
-        raise AnalysisError(
-            f"the model is in training mode with dropout={model.config.dropout}: runs differ by chance; model.eval()"
-        )
-    pairs.check(model.config)
 
 
 @torch.no_grad()
@@ -120,7 +115,7 @@ class Reader:
 
     @property
     def name(self) -> str:
-        return self.metric.name if isinstance(self.metric, Metric) else getattr(self.metric, "__name__", "metric")
+        return metric_name(self.metric)
 
     @property
     def divisible(self) -> bool:
@@ -130,12 +125,18 @@ class Reader:
     def __call__(self, resid: Float[Tensor, "row pos d_model"], pair: Int[Tensor, "row"]) -> Float[Tensor, "*row"]:
         """A number for each row, the prompt of that pair. Raises AnalysisError for anything but finite numbers."""
         if not isinstance(self.metric, Metric):
-            values = self.metric(self._logits(self.model.ln_final(resid)))
-        else:
-            final = self.model.ln_final(resid[torch.arange(len(resid), device=resid.device), self._positions[pair]])
-            values = self.metric.value(self._logits(final) if self._tokens is None else self._few(final, pair), pair)
-        self._check(values, len(resid))
-        return values
+            return self.of_logits(self._logits(self.model.ln_final(resid)), pair)
+        final = self.model.ln_final(self._where_it_looks(resid, pair))
+        values = self.metric.value(self._logits(final) if self._tokens is None else self._few(final, pair), pair)
+        return self._checked(values, len(resid))
+
+    def of_logits(self, logits: Float[Tensor, "row pos d_vocab"], pair: Int[Tensor, "row"]) -> Float[Tensor, "*row"]:
+        """The same from whole logits."""
+        if not isinstance(self.metric, Metric):
+            return self._checked(self.metric(logits), len(logits))
+        logits = self._where_it_looks(logits, pair)
+        logits = logits if self._tokens is None else logits.gather(1, self._tokens[pair])
+        return self._checked(self.metric.value(logits, pair), len(logits))
 
     def gradient(self, resid: Float[Tensor, "row pos d_model"], pair: Int[Tensor, "row"]) -> Float[Tensor, "row pos d_model"]:
         """The derivative by the stream of each row's metric, or of the one number that it gives for all."""
@@ -146,14 +147,19 @@ class Reader:
                 raise AnalysisError(f"{self.name} has no derivative by the logits, so that nothing can be attributed by it")
             return torch.autograd.grad(values.sum(), resid)[0]
 
-    def _check(self, values: object, n_rows: int) -> None:
-        if not isinstance(values, Tensor) or tuple(values.shape) not in ((n_rows,), ()):
+    def _where_it_looks(self, values: Float[Tensor, "row pos d"], pair: Tensor) -> Float[Tensor, "row d"]:
+        return values[torch.arange(len(values), device=values.device), self._positions[pair]]
+
+    def _checked(self, values: object, n_rows: int) -> Tensor:
+        """(row,), or a number without axes for all rows."""
+        if not isinstance(values, Tensor) or (values.numel() != 1 and tuple(values.shape) != (n_rows,)):
             got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else repr(values)
             raise AnalysisError(f"{self.name} gave {got}; a metric gives one number for each of {n_rows} prompts, or one for all")
+        values = values.reshape(n_rows) if values.numel() == n_rows else values.reshape(())
         if len(wrong := (~values.isfinite()).reshape(-1).nonzero()):
-            raise AnalysisError(
-                f"{self.name} is {float(values.reshape(-1)[wrong[0]])} for pair {int(wrong[0])}: nothing to attribute"
-            )
+            value, pair = values.detach().reshape(-1)[wrong[0, 0]].item(), int(wrong[0, 0])
+            raise AnalysisError(f"{self.name} is {value} for pair {pair}; what is not finite cannot be attributed")
+        return values
 
     def _logits(self, final: Tensor) -> Tensor:
         bias = None if self.model.config.tied else self.model.lm_head.bias
@@ -174,6 +180,17 @@ class Reader:
         return None if tokens is None else tokens.to(self.model.device).expand(len(self.pairs), -1)
 
 
-def refuse_equal(differences: Tensor) -> None:
-    if not differences.any():
-        raise AnalysisError("the clean and the corrupted runs are the same: there is nothing to attribute")
+def reader_of(model: GPT2, pairs: PromptPairs, metric: AnyMetric) -> Reader:
+    """The metric, or the one of this name of the pairs' answers, of these pairs on the model's device.
+
+    Raises AnalysisError for a model with active dropout or answers that the metric needs and the pairs lack, else as
+    `PromptPairs.check` and `Metric.check`.
+    """
+    require_eval(model)
+    pairs.check(model.config)
+    pairs = pairs.to(model.device)
+    if isinstance(metric, str):
+        with torch.no_grad():
+            clean = model(pairs.clean, attention_mask=pairs.attention_mask) if metric == "kl_divergence" else None
+        metric = metric_named(metric, pairs, clean)
+    return Reader(model, metric, pairs)
