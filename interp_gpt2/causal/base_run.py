@@ -16,6 +16,7 @@ BESIDE = {
     "resid_pre": (), "q": (), "k": (), "v": (), "z": (), "pattern": ("z",), "attn_out": (), "resid_mid": (),
     "pre": ("resid_mid",), "post": ("resid_mid",), "mlp_out": ("resid_mid",), "resid_post": (),
 }  # fmt: skip
+ANOTHER_WAY = {"attn_scores", "pattern", "result", "scale", "normalized"}  # listening to these, a pass takes other kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +32,16 @@ class BaseRun:
     logits: Float[Tensor, "pair pos d_vocab"]
 
     @classmethod
-    def of(cls, model: GPT2, tokens: Tensor, attention_mask: Tensor | None, patched: Iterable[str]) -> "BaseRun":
-        """The pass, keeping what patches at these hook points need."""
-        names = names_needed(model.config, patched)
-        logits, cache = model.run_with_cache(tokens, names, attention_mask=attention_mask)
+    def of(
+        cls, model: GPT2, tokens: Tensor, attention_mask: Tensor | None, patched: Iterable[str], source: Iterable[str] = ()
+    ) -> "BaseRun":
+        """The pass, keeping what patches at these hook points need; `source` are those of the run that patches come from."""
+        needed = names_needed(model.config, patched)
+        # Recorded in both runs or in neither, so that both round alike and what is the same in both is seen to be.
+        like_source = [name for name in source if name.rpartition(".")[2] in ANOTHER_WAY]
+        logits, cache = model.run_with_cache(tokens, [*needed, *like_source], attention_mask=attention_mask)
         positions, visible = positions_and_visible(tokens.shape[1], attention_mask, 0, tokens.device)
-        return cls(model, tokens, attention_mask, positions, visible, dict(cache.items()), logits)
+        return cls(model, tokens, attention_mask, positions, visible, {name: cache[name] for name in needed}, logits)
 
     def at(self, leaf: str, layer: int) -> Tensor:
         return self.cache[_name(leaf, layer)]

@@ -77,7 +77,7 @@ def run_patches(
         metric.check(len(tokens), model.config.d_vocab)
     if naive or isinstance(model, EditedGPT2):
         return _naively(model, tokens, cells, metric, source, attention_mask, progress)
-    base = BaseRun.of(model, tokens, attention_mask, {patch.name for cell in placed for patch in cell})
+    base = BaseRun.of(model, tokens, attention_mask, {patch.name for cell in placed for patch in cell}, source or ())
     sweep = _Sweep(base, metric, source)
     cases, skipped = sweep.cases(placed)
     values = sweep.baseline.expand(len(cells), -1).clone()
@@ -201,7 +201,7 @@ class _Sweep:
         rows = _through_the_layers(run, cases, self.source)
         behind = None
         if ends:
-            mine = None if rows is None else rows.where(torch.isin(rows.case, torch.tensor(ends, device=device)))
+            mine, rows = _divided(rows, ends)
             behind = logits_with_edits(run, mine, ends, [cases[at] for at in ends], self.source)
         if self.declared:
             self._measure(run, cases, rows, ends, behind, values)
@@ -213,7 +213,7 @@ class _Sweep:
     ) -> None:
         cell = torch.tensor([case.cell for case in cases], device=run.pair.device)
         if rows is not None:
-            seen = rows.where((rows.pos == run.last[rows.case]) & ~torch.isin(rows.case, torch.tensor(ends, device=cell.device)))
+            seen = rows.where(rows.pos == run.last[rows.case])
             if len(seen.case):
                 pair = run.pair[seen.case]
                 values[cell[seen.case], pair] = self.metric.value(self._logits(seen.value, pair), pair)
@@ -246,8 +246,7 @@ class _Sweep:
             logits = self.base.logits.clone()
             inner = [at for at in mine if at not in behind]
             if inner:
-                kept = None if rows is None else rows.where(torch.isin(rows.case, torch.tensor(inner, device=run.pair.device)))
-                streams = dense_streams(run, len(self.base.model.blocks), kept, inner)
+                streams = dense_streams(run, len(self.base.model.blocks), _divided(rows, inner)[0], inner)
                 logits[run.pair[inner]] = self.base.model.unembed(streams)
             for at in set(mine) - set(inner):
                 logits[run.pair[at]] = behind[at]
@@ -258,13 +257,14 @@ def _through_the_layers(run: Propagation, cases: Sequence[Case], source: Mapping
     """The rows before the final layer norm that these cases change. Cases join where they start."""
     n_layers = len(run.base.model.blocks)
     entering: dict[tuple[int, int], dict[str, list[int]]] = {}
-    rerunning: dict[int, list[int]] = {}
+    rerunning: dict[int, dict[frozenset[str], list[int]]] = {}  # apart by hook points: an edit changes how a block runs
     for at, case in enumerate(cases):
         if case.positions is not None:
             entering.setdefault(case.start, {}).setdefault(case.patches[0].name, []).append(at)
         else:
             for layer in {patch.layer for patch in case.patches} - {END}:
-                rerunning.setdefault(layer, []).append(at)
+                names = frozenset(patch.name for patch in case.patches if patch.layer == layer)
+                rerunning.setdefault(layer, {}).setdefault(names, []).append(at)
 
     def joined(layer: int, stage: int) -> list[Rows]:
         groups = entering.get((layer, stage), {}).values()
@@ -272,13 +272,12 @@ def _through_the_layers(run: Propagation, cases: Sequence[Case], source: Mapping
 
     rows = None
     for layer in range(min([layer for layer, _ in entering] + [*rerunning], default=n_layers), n_layers):
-        again, redone = rerunning.get(layer, []), []
         if layer >= 0:
             rows = Rows.of([rows, *joined(layer, PRE)])
-        if again:
-            mask = None if rows is None else torch.isin(rows.case, torch.tensor(again, device=run.pair.device))
-            redone = [rerun(run, layer, None if mask is None else rows.where(mask), again, [cases[at] for at in again], source)]
-            rows = None if mask is None else Rows.of([rows.where(~mask)])
+        redone = []
+        for again in rerunning.get(layer, {}).values():
+            mine, rows = _divided(rows, again)
+            redone.append(rerun(run, layer, mine, again, [cases[at] for at in again], source))
         if layer >= 0:
             mid = Rows.of([run.attention(layer, rows) if rows is not None else None, *joined(layer, MID)])
             if mid is not None and run.only_last and layer == n_layers - 1:
@@ -288,3 +287,11 @@ def _through_the_layers(run: Propagation, cases: Sequence[Case], source: Mapping
         else:
             rows = Rows.of(redone)
     return rows
+
+
+def _divided(rows: Rows | None, cases: list[int]) -> tuple[Rows | None, Rows | None]:
+    """The rows of these cases, and the rest."""
+    if rows is None:
+        return None, None
+    mine = torch.isin(rows.case, torch.tensor(cases, device=rows.case.device))
+    return Rows.of([rows.where(mine)]), Rows.of([rows.where(~mine)])
