@@ -51,6 +51,7 @@ class Decision:
 class Pruned:
     """The circuit that is left, and every decision in the order in which it was made.
 
+    The circuit's scores are what the metric changed by when an edge that stayed was ablated, 0 where none was tried.
     An edge may be left whose sender lost all its own edges afterwards, none of them worth the threshold: it carries nothing
     any more, and `circuit.connected()` leaves it out.
 
@@ -125,7 +126,7 @@ def acdc(
     pruning = _Pruning(graph, asking, threshold, counts, naive)
     finished = _until_interrupted(pruning, progress)
     return Pruned(
-        Circuit(graph, pruning.kept), tuple(pruning.decisions), threshold, pruning.model, pruning.value,
+        pruning.circuit(), tuple(pruning.decisions), threshold, pruning.model, pruning.value,
         asking.reader.name, asking.ablation, counts, finished, pruning.n_run,
     )  # fmt: skip
 
@@ -195,6 +196,14 @@ class _Pruning:
             self.kept[sender, receiver] = False
             self.value = value
         return len(edges)
+
+    def circuit(self) -> Circuit:
+        """What is left, scored by what the metric changed by when an edge was tried without."""
+        scores = torch.zeros(self.kept.shape)
+        for decision in self.decisions:
+            if decision.kept:
+                scores[self.graph.index(decision.edge)] = decision.change
+        return Circuit(self.graph, self.kept, scores)
 
     def _is_read(self, receiver: int) -> bool:
         writer = int(self.writer[receiver])
