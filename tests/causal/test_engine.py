@@ -276,5 +276,5 @@ def test_a_metric_that_cannot_be_compared_is_refused(model, metric, message):
 
 def test_dropout_is_refused(make_gpt2):
     model = make_gpt2(GPT2Config(n_layers=1, n_heads=2, d_model=16, d_vocab=50, n_ctx=16, dropout=0.1)).train()
-    with pytest.raises(AnalysisError, match="call model.eval"):
+    with pytest.raises(AnalysisError, match=r"call model\.eval"):
         run_patches(model, torch.zeros(1, 4, dtype=torch.long), [[Patch("z", 0, value=torch.zeros(()))]], logit_difference(1, 2))
