@@ -11,12 +11,11 @@ whose layer norms it takes for linear, and through saturated attention patterns.
 Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; Kramár et al. 2024, "AtP*".
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from interp_gpt2.causal.activation_patching import AXES, Direction, Sweep, axis_labels
+from interp_gpt2.causal.correlation import Correlation, correlate
 from interp_gpt2.causal.engine import BUDGET
 from interp_gpt2.causal.gradients import AnyMetric, Reader, reader_of
 from interp_gpt2.causal.patch import HEAD_POINTS, SQUARE_POINTS, Patch
@@ -24,15 +23,6 @@ from interp_gpt2.causal.result import PatchingResult
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
 from interp_gpt2.prompts.pairs import PromptPairs
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """How attribution agrees with patching over `n_cells` cells: Pearson's r of the effects, Spearman's of their ranks."""
-
-    pearson: float
-    spearman: float
-    n_cells: int
 
 
 def attribution_patching(
@@ -94,12 +84,7 @@ def correlation(attribution: PatchingResult, patching: PatchingResult) -> Correl
     ):  # fmt: skip
         raise AnalysisError(f"these are results of different sweeps: {attribution!r} and {patching!r}")
     chosen = ~patching.skipped.all(-1)
-    effects = [(result.mean - _base(result).mean())[chosen].double().numpy() for result in (attribution, patching)]
-    if chosen.sum() < 3 or any(effect.min() == effect.max() for effect in effects):
-        raise AnalysisError(f"{int(chosen.sum())} cells with an effect, or effects all equal, have no correlation")
-    from scipy.stats import pearsonr, spearmanr
-
-    return Correlation(float(pearsonr(*effects)[0]), float(spearmanr(*effects)[0]), int(chosen.sum()))
+    return correlate(*((result.mean - _base(result).mean())[chosen] for result in (attribution, patching)))
 
 
 def _base(result: PatchingResult) -> Tensor:

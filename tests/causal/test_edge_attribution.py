@@ -8,11 +8,13 @@ import torch
 
 from interp_gpt2 import GPT2, GPT2Config
 from interp_gpt2.causal.edge_attribution import bytes_per_token, eap, eap_by_position, eap_ig_activations, eap_ig_inputs
+from interp_gpt2.causal.edge_patching import edge_correlation, edge_patching
 from interp_gpt2.causal.gradients import pass_from, way_back
 from interp_gpt2.causal.graph import Graph
 from interp_gpt2.causal.metrics import kl_divergence, log_probability, logit_difference, rank
 from interp_gpt2.convert.transformer_lens import to_hooked_transformer
 from interp_gpt2.errors import AnalysisError, EditError, TokenError
+from interp_gpt2.planted import induction_pair
 from interp_gpt2.prompts.pairs import PromptPairs
 
 TL_4 = int(version("transformer-lens").split(".")[0]) >= 4
@@ -222,6 +224,47 @@ def test_swapped_pairs_are_attributed_in_the_corrupted_run(model, pairs):
     torch.testing.assert_close(
         eap(model, pairs.swapped(), METRIC).values, by_hooks(model, pairs.swapped(), METRIC).mean(0), rtol=1e-4, atol=1e-5
     )
+
+
+def test_scores_correlate_with_the_edges_patched_one_by_one():
+    model, pairs = near(0.1)
+    graph, scores, effects = Graph.of(model.config), eap(model, pairs, METRIC_OF_ONE), edge_patching(model, pairs)
+    difference = sent(model, pairs.corrupted) - sent(model, pairs.clean)
+    clean = METRIC_OF_ONE(model(pairs.clean))
+    for edge, effect in zip(graph.edges(), effects, strict=True):
+        by_hand = METRIC_OF_ONE(model.run_with_edits(pairs.clean, patched(edge, difference[graph.index(edge)[0]]))) - clean
+        torch.testing.assert_close(effect, by_hand[0].detach())
+    assert edge_correlation(scores, effects).pearson > 0.95
+    some = ["embed -> L0H0.v", "L0H1 -> L1H0.k", "mlp 0 -> logits", "mlp 1 -> logits"]
+    torch.testing.assert_close(
+        edge_patching(model, pairs, edges=some), torch.stack([effects[labels(graph).index(e)] for e in some])
+    )
+    assert edge_correlation(scores, edge_patching(model, pairs, edges=some), some).n == 4
+    with pytest.raises(AnalysisError, match="three or more"):
+        edge_correlation(scores, effects[:2], some[:2])
+
+
+def labels(graph: Graph) -> list[str]:
+    return [edge.label for edge in graph.edges()]
+
+
+def test_eap_is_blind_behind_hard_attention_and_eap_ig_names_the_planted_circuit():
+    """The induction head's pattern is saturated in the clean run: no small change of its keys would move it."""
+    circuit = induction_pair()
+    tokens = circuit.repeated_tokens(4, period=10)
+    clean, answer, wrong = tokens[:, :15], tokens[:, 15], tokens[:, 2]
+    corrupted = clean.clone()
+    corrupted[:, 4] = torch.tensor([min(set(range(1, 20)) - set(row)) for row in clean.tolist()])  # before the answer's place
+    pairs = PromptPairs(clean, corrupted, answer[:, None], wrong[:, None])
+    previous, induction = circuit.label("previous_token"), circuit.label("induction")
+    path = {f"embed -> {previous}.v", f"{previous} -> {induction}.k", f"{induction} -> logits"}
+    for integrated in (eap_ig_inputs, eap_ig_activations):
+        found = integrated(circuit.model, pairs, steps=20)
+        assert {edge.label for edge, _ in found.top(3)} == path
+        gap = found.corrupted - found.clean
+        assert all(score == pytest.approx(gap, rel=0.1) for _, score in found.top(3))
+        assert abs(found.top(4)[3][1]) < 0.03 * abs(gap)
+    assert abs(eap(circuit.model, pairs)[f"{previous} -> {induction}.k"]) < 1e-3 * abs(gap)
 
 
 # Integrated gradients --------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def test_correlation_leaves_out_what_could_not_differ(model, pairs):
     found, true = attribution_patching(model, pairs[1], sweep), sweep(model, pairs[1])
     both = correlation(found, true)
     chosen = ~true.skipped.all(-1)
-    assert both.n_cells == int(chosen.sum()) < true.mean.numel()
+    assert both.n == int(chosen.sum()) < true.mean.numel()
     stacked = torch.stack([(r.mean - r.corrupted.mean())[chosen] for r in (found, true)])
     assert both.pearson == pytest.approx(torch.corrcoef(stacked)[0, 1].item(), abs=1e-5)
     ranks = (stacked[:, :, None] > stacked[:, None]).sum(-1) + 0.5 * (stacked[:, :, None] == stacked[:, None]).sum(-1)
