@@ -30,10 +30,13 @@ def checked_positions(positions: Where, n_pos: int) -> slice | tuple[int, ...] |
             raise AnalysisError(f"{positions} holds none of the positions 0 to {n_pos - 1}; count from the start of the text")
         return slice(start, stop, step)
     given = positions.tolist() if isinstance(positions, Tensor) else positions
+    given = given if isinstance(given, Sequence) else [given]
     try:
-        found = tuple(operator.index(pos) for pos in ([given] if not isinstance(given, (Sequence, range)) else given))
+        found = tuple(operator.index(pos) for pos in given)
     except TypeError:
-        raise AnalysisError(f"positions are whole numbers, a slice of them, or None for all; got {positions!r}") from None
+        found, given = (), [True]
+    if any(isinstance(pos, bool) for pos in given):  # a mask would be read as positions 0 and 1
+        raise AnalysisError(f"positions are whole numbers, a slice of them, or None for all; got {positions!r}")
     if not found:
         raise AnalysisError("no positions were named; None means all of them")
     if wrong := [pos for pos in found if not 0 <= pos < n_pos]:

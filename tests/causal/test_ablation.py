@@ -2,6 +2,7 @@
 
 import copy
 import math
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def by_hand(value: Tensor, part: str, new: Tensor, at: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("positions", [None, [2, 5], slice(3, None)], ids=str)
+@pytest.mark.parametrize("positions", [None, [2, 5], slice(3, None), slice(1, 8, 3)], ids=str)
 @pytest.mark.parametrize("kind", ablation.KINDS)
 def test_an_ablation_replaces_just_that_part_at_just_those_positions(model, tokens, data, means, part, positions, kind):
     name = Component.from_label(part).hook_point
@@ -61,7 +62,7 @@ def test_an_ablation_replaces_just_that_part_at_just_those_positions(model, toke
         "positional mean": (positional_mean(means, positions), whole[name].mean(0)),
         "resample": (resample(other, positions), other[name]),
     }[kind]
-    at = {"None": list(range(12)), "[2, 5]": [2, 5], "slice(3, None, None)": list(range(3, 12))}[str(positions)]
+    at = positions if isinstance(positions, list) else list(range(12))[positions or slice(None)]
     found = model.run_with_cache(tokens, name, made.edits(model.config, part))[1][name]
     torch.testing.assert_close(found, by_hand(clean[name], part, new, at))
 
@@ -96,11 +97,9 @@ def test_resampling_patches_read_the_engines_source_where_they_have_none(model, 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(version("transformer-lens") >= "4", reason="HookedTransformer needs transformer-lens <4")
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_transformer_lens_finds_the_same_losses(model, data, means):
-    lens = pytest.importorskip("transformer_lens")
-    if not hasattr(lens, "HookedTransformer"):
-        pytest.skip("HookedTransformer needs transformer-lens <4")
     from interp_gpt2.convert.transformer_lens import to_hooked_transformer
 
     hooked = to_hooked_transformer(model)
@@ -154,6 +153,14 @@ def test_padding_does_not_count(model, data):
         for i, n in enumerate(lengths):
             alone = ablation_effect(model, data[i : i + 1, :n], ["L0H1", "mlp 1"], made)
             torch.testing.assert_close(found.effects[:, i], alone.effects[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_texts_packed_into_one_row_count_as_they_would_alone(model, data):
+    packed = torch.tensor([[1] * 5 + [2] * 4 + [0] * 3, [0] * 2 + [1] * 10])
+    found = ablation_effect(model, data[:2], ["L0H1"], zero(), attention_mask=packed)
+    first, second, third = (token_losses(model, text[None])[0] for text in (data[0, :5], data[0, 5:9], data[1, 2:]))
+    assert float(found.clean[0]) == pytest.approx(float((first.sum() + second.sum()) / 7), abs=1e-5)
+    assert float(found.clean[1]) == pytest.approx(float(third.mean()), abs=1e-5)
 
 
 def test_without_parts_every_head_is_ablated_alone(model, data):
@@ -274,6 +281,7 @@ def test_parts_are_listed_in_the_order_of_the_pass(config):
         ([], "no positions were named"),
         ([1.5], "whole numbers"),
         ("all", "whole numbers"),
+        (torch.tensor([True, False]), "whole numbers"),
         (slice(16, None), "holds none of the positions"),
         (slice(3, 2), "holds none of the positions"),
         (slice(-3, None), "holds none of the positions"),

@@ -1,6 +1,7 @@
 """Tracing finds the states through which a fact was set to travel, and equals a loop over cells, with our hooks and theirs."""
 
 import math
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -68,11 +69,9 @@ def test_starting_at_the_restored_layer_is_running_everything(deep, prompts, poi
     torch.testing.assert_close(short.corrupted, naive.corrupted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(version("transformer-lens") >= "4", reason="HookedTransformer needs transformer-lens <4")
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_transformer_lens_traces_the_same(deep, prompts):
-    lens = pytest.importorskip("transformer_lens")
-    if not hasattr(lens, "HookedTransformer"):
-        pytest.skip("HookedTransformer needs transformer-lens <4")
     from interp_gpt2.convert.transformer_lens import to_hooked_transformer
 
     hooked, metric = to_hooked_transformer(deep), probability([3, 4])
