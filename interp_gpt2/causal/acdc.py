@@ -20,10 +20,9 @@ from torch import Tensor
 
 from interp_gpt2.causal.ablation import Ablation
 from interp_gpt2.causal.circuit import Circuit, writers
-from interp_gpt2.causal.circuit_pass import BUDGET, CircuitPass, Start, check, measured, rows_within
-from interp_gpt2.causal.gradients import Reader
+from interp_gpt2.causal.circuit_pass import BUDGET, CircuitPass, Start, check_graph, measured, rows_within
+from interp_gpt2.causal.gradients import AnyMetric, Reader, reader_of
 from interp_gpt2.causal.graph import Graph
-from interp_gpt2.causal.metrics import Function, Metric, kl_divergence
 from interp_gpt2.causal.senders import sender_outputs, stand_in
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
@@ -96,7 +95,7 @@ def acdc(
     model: GPT2,
     pairs: PromptPairs,
     threshold: float,
-    metric: Metric | Function | None = None,
+    metric: AnyMetric = "kl_divergence",
     ablation: str | Ablation = "resample",
     counts: Counts | None = None,
     naive: bool = False,
@@ -104,8 +103,8 @@ def acdc(
 ) -> Pruned:
     """The circuit that is left when no edge may go whose ablation changes the metric by more than `threshold`.
 
-    `metric` None is the paper's: KL(model || circuit) at the last position, of which a rise counts. Of another metric, a
-    change in either direction does, so that what works against the metric stays too, unless `counts` says otherwise. Means
+    The metric is the paper's unless another is given: KL(model || circuit) at the last token, of which a rise counts. Of
+    others a change in either direction does, so that what works against the metric stays too; `counts` says otherwise. Means
     over pairs are compared. `naive` asks one question at a time, each by a whole pass: the reference, to the same answers.
     Ctrl-C ends it with what was decided. All pairs run at once: they should fit in memory with every sender's output.
 
@@ -113,16 +112,12 @@ def acdc(
     """
     if not threshold >= 0:
         raise AnalysisError(f"threshold={threshold} must be at least 0, in the unit of the metric")
-    graph = Graph.of(model.config)
-    check(model, pairs, graph)
-    if metric is None:
-        with torch.no_grad():
-            logits = model(pairs.clean, attention_mask=pairs.attention_mask)
-        metric, counts = kl_divergence(logits, attention_mask=pairs.attention_mask), counts or "rise"
-    counts = counts or "change"
+    counts = counts or ("rise" if metric == "kl_divergence" else "change")
     if counts not in ("rise", "fall", "change"):
         raise AnalysisError(f"counts={counts!r} must be 'rise', 'fall' or 'change'")
-    asking = _Asking(model, pairs, Reader(model, metric, pairs), ablation)
+    graph = Graph.of(model.config)
+    check_graph(model, graph)
+    asking = _Asking(reader_of(model, pairs, metric), ablation)
     pruning = _Pruning(graph, asking, threshold, counts, naive)
     finished = _until_interrupted(pruning, progress)
     return Pruned(
@@ -232,8 +227,10 @@ def _stages(graph: Graph) -> Iterator[list[int]]:
 class _Asking:
     """The metric's mean over pairs for any circuits."""
 
-    def __init__(self, model: GPT2, pairs: PromptPairs, reader: Reader, ablation: str | Ablation) -> None:
-        self.model, self.pairs, self.reader, self.graph = model, pairs, reader, Graph.of(model.config)
+    def __init__(self, reader: Reader, ablation: str | Ablation) -> None:
+        self.reader, self.model, self.pairs = reader, reader.model, reader.pairs
+        model, pairs = self.model, self.pairs
+        self.graph = Graph.of(model.config)
         stand = stand_in(ablation, model, pairs)
         self.ablation, self.ablated = stand.name, stand.of(slice(None))
         self.current = sender_outputs(model, pairs.clean, pairs.attention_mask)

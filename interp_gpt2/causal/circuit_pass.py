@@ -17,9 +17,8 @@ from torch import Tensor
 from interp_gpt2.analysis.rows import require_eval
 from interp_gpt2.causal.ablation import Ablation
 from interp_gpt2.causal.circuit import Circuit, writers
-from interp_gpt2.causal.gradients import Reader
+from interp_gpt2.causal.gradients import AnyMetric, Reader, reader_of
 from interp_gpt2.causal.graph import Graph
-from interp_gpt2.causal.metrics import Function, Metric
 from interp_gpt2.causal.senders import Stand, stand_in
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.hooks import NO_HOOKS
@@ -153,8 +152,10 @@ def circuit_logits(
     the model; the empty one, under resample ablation, is the model on the corrupted prompts. What stands at padding means
     nothing. Raises AnalysisError for a circuit of another model.
     """
-    check(model, pairs, circuit.graph)
-    streams = _streams(model, [circuit], stand_in(ablation, model, pairs))
+    require_eval(model)
+    check_graph(model, circuit.graph)
+    pairs.check(model.config)
+    streams = _streams(model, [circuit], stand_in(ablation, model, pairs.to(model.device)))
     return torch.cat([model.unembed(stream[0]) for _, stream in streams])
 
 
@@ -163,17 +164,19 @@ def circuit_values(
     model: GPT2,
     circuits: Sequence[Circuit],
     pairs: PromptPairs,
-    metric: Metric | Function,
+    metric: AnyMetric = "logit_difference",
     ablation: str | Ablation = "resample",
 ) -> Float[Tensor, "circuit pair"]:
     """The metric of every circuit on every pair, of `circuit_logits`; circuits and pairs run side by side, within BUDGET.
 
-    A metric that is a plain function of the whole logits may give one number for all pairs; then it is (circuit, 1).
+    A metric of the pairs' answers goes by its name, "logit_difference" or "kl_divergence" and so on. A plain function of
+    the whole logits may give one number for all pairs; then it is (circuit, 1).
     """
     if not circuits:
         raise AnalysisError("there are no circuits to run; pass at least one")
-    check(model, pairs, circuits[0].graph)
-    stand, reader = stand_in(ablation, model, pairs), Reader(model, metric, pairs)
+    check_graph(model, circuits[0].graph)
+    reader = reader_of(model, pairs, metric)
+    stand = stand_in(ablation, model, reader.pairs)
     n_side_by_side = max(1, rows_within(BUDGET, model, pairs.clean.shape[1]) // len(pairs))
     found = []
     for at in range(0, len(circuits), n_side_by_side):
@@ -191,14 +194,12 @@ def measured(reader: Reader, parts: list[tuple[Int[Tensor, " pair"], Tensor]]) -
     return torch.stack([reader(stream, pair).reshape(-1) for stream in torch.cat([stream for _, stream in parts], 1)])
 
 
-def check(model: GPT2, pairs: PromptPairs, graph: Graph) -> None:
-    """Raises AnalysisError for a model whose edges these are not, or which is not the same in every pass."""
-    if graph != Graph.of(model.config):
-        raise AnalysisError(f"the circuit is of another model, {graph}; this one is {Graph.of(model.config)}")
-    require_eval(model)
+def check_graph(model: GPT2, graph: Graph) -> None:
+    """Raises AnalysisError for a model whose edges these are not, or under standing edits, which are no edges."""
     if isinstance(model, EditedGPT2):
         raise AnalysisError("a model with standing edits has no circuits here; use the model that with_edits was called on")
-    pairs.check(model.config)
+    if graph != Graph.of(model.config):
+        raise AnalysisError(f"the circuit is of another model, {graph}; this one is {Graph.of(model.config)}")
 
 
 def _streams(model: GPT2, circuits: Sequence[Circuit], stand: Stand) -> Iterator[tuple[Tensor, Tensor]]:

@@ -22,8 +22,8 @@ from torch import Tensor
 from interp_gpt2.causal.ablation import Ablation
 from interp_gpt2.causal.circuit import Circuit, top_edges
 from interp_gpt2.causal.circuit_pass import circuit_values
+from interp_gpt2.causal.gradients import AnyMetric, reader_of
 from interp_gpt2.causal.graph import Graph
-from interp_gpt2.causal.metrics import Function, Metric
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
 from interp_gpt2.prompts.pairs import PromptPairs
@@ -126,7 +126,7 @@ def faithfulness(
     model: GPT2,
     circuit: Circuit,
     pairs: PromptPairs,
-    metric: Metric | Function,
+    metric: AnyMetric = "logit_difference",
     ablation: str | Ablation = "resample",
 ) -> Faithfulness:
     """How much of the metric the circuit keeps, and how much the edges outside it would keep. See the module.
@@ -147,7 +147,7 @@ def minimality(
     model: GPT2,
     circuit: Circuit,
     pairs: PromptPairs,
-    metric: Metric | Function,
+    metric: AnyMetric = "logit_difference",
     ablation: str | Ablation = "resample",
     parts: Literal["edges", "nodes"] = "edges",
 ) -> Minimality:
@@ -172,7 +172,7 @@ def faithfulness_curve(
     model: GPT2,
     scores: Float[Tensor, "sender receiver"],
     pairs: PromptPairs,
-    metric: Metric | Function,
+    metric: AnyMetric = "logit_difference",
     ablation: str | Ablation = "resample",
     sizes: Sequence[int] | None = None,
     choose: Callable[[Graph, Tensor, int], Circuit] = top_edges,
@@ -212,12 +212,13 @@ class _Values:
 
     @classmethod
     def of(
-        cls, model: GPT2, circuits: list[Circuit], pairs: PromptPairs, metric: Metric | Function, ablation: str | Ablation
+        cls, model: GPT2, circuits: list[Circuit], pairs: PromptPairs, metric: AnyMetric, ablation: str | Ablation
     ) -> "_Values":
         graph = Graph.of(model.config)
         ends = [Circuit.full(graph), Circuit.empty(graph)]
+        reader = reader_of(model, pairs, metric)
+        name, metric = reader.name, reader.metric
         whole, empty = circuit_values(model, ends, pairs, metric, ablation).double().cpu()
-        name = getattr(metric, "name", None) or getattr(metric, "__name__", "metric")
         kind = ablation if isinstance(ablation, str) else ablation.kind
         if abs(float(whole.mean() - empty.mean())) <= 1e-6 * float(torch.cat([whole, empty]).abs().max()):
             raise AnalysisError(
