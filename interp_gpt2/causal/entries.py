@@ -14,6 +14,7 @@ from interp_gpt2.causal.base_run import BESIDE
 from interp_gpt2.causal.patch import END, PlacedPatch
 from interp_gpt2.causal.propagation import Propagation, Rows
 from interp_gpt2.hooks import Hooks, Site
+from interp_gpt2.model import refuse_unseen
 
 Source = Mapping[str, Tensor] | None
 STAGES = {
@@ -149,8 +150,9 @@ def _qkv(run: Propagation, layer: int, leaf: str, rows: Rows, heads: Tensor | No
 def _pattern(run: Propagation, layer: int, leaf: str, rows: Rows, heads: Tensor | None) -> Rows:
     ids, local = torch.unique_consecutive(rows.case, return_inverse=True)
     start, stop = int(rows.pos.min()), int(rows.pos.max()) + 1
+    seen = run.seen(rows)
     pattern = rows.value.new_zeros(len(ids), stop - start, *rows.value.shape[1:])
-    pattern[local, rows.pos - start] = rows.value
+    pattern[local, rows.pos - start] = refuse_unseen(rows.value, seen, ~seen.any(-1, keepdim=True))
     values = run.base.at("v", layer)[run.pair[ids]]  # (case, key, head, d_head)
     z = torch.einsum("cqhk,ckhe->cqhe", pattern, values)[local, rows.pos - start]
     if heads is not None:  # the others attend as they did

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp_gpt2.causal.base_run import BaseRun
@@ -137,3 +137,9 @@ class Propagation:
         if start == 0 or start == stop - 1:
             return None
         return torch.ones(stop - start, stop, dtype=torch.bool, device=pair.device).tril(start)
+
+    def seen(self, rows: Rows) -> Bool[Tensor, "row 1 key"]:
+        """Which keys the queries at these rows see."""
+        if self.base.visible is not None:
+            return self.base.visible[self.pair[rows.case], :, rows.pos]
+        return (torch.arange(self.base.tokens.shape[1], device=rows.pos.device) <= rows.pos[:, None])[:, None]

@@ -11,7 +11,7 @@ from interp_gpt2.causal.engine import run_patches
 from interp_gpt2.causal.metrics import kl_divergence, logit_difference, probability, rank
 from interp_gpt2.causal.patch import HEAD_POINTS, SQUARE_POINTS, Patch
 from interp_gpt2.config import GPT2Config
-from interp_gpt2.errors import AnalysisError, HookNameError, TokenError
+from interp_gpt2.errors import AnalysisError, EditError, HookNameError, TokenError
 from interp_gpt2.hooks import hook_point_names
 from interp_gpt2.model import GPT2
 
@@ -272,6 +272,16 @@ def test_a_metric_that_cannot_be_compared_is_refused(model, metric, message):
     tokens, source = runs(model)
     with pytest.raises((AnalysisError, TokenError), match=message):
         run_patches(model, tokens, [[Patch("z", 0)]], metric, source)
+
+
+@pytest.mark.parametrize("naive", [False, True])
+@pytest.mark.parametrize(("mask", "key"), [(None, 5), (MASKS["left"], 0)], ids=["the future", "padding"])
+def test_a_pattern_that_attends_to_what_cannot_be_seen_is_refused(model, mask, key, naive):
+    tokens, source = runs(model, mask)
+    pattern = source["pattern", 1].clone()
+    pattern[0, 2, 4, key] = 0.1
+    with pytest.raises(EditError, match="attends to later positions or to padding"):
+        run_patches(model, tokens, [[Patch("pattern", 1, 4, value=pattern)]], logit_difference(1, 2), None, mask, naive=naive)
 
 
 def test_dropout_is_refused(make_gpt2):
