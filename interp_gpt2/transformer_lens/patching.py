@@ -1,10 +1,15 @@
 """Activation patching by TransformerLens's names: copy one piece of a clean run into a corrupted one, and measure.
 
 `get_act_patch_resid_pre(model, corrupted_tokens, clean_cache, metric)` and its kin: the metric of the logits for every
-layer and position, head, or both. One pass of the model for each number.
+layer and position, head, or both.
+
+These sweeps run on `causal.engine`, which computes only what each patch changes; the metric is called for the corrupted run
+and for each patch that changes something. Where only whole passes are exact (hooks on the model, a setter of your own, a
+cache of another shape), there is one pass for each number, as in TransformerLens.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,15 +18,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from interp_gpt2.causal.engine import run_patches
+from interp_gpt2.causal.patch import HEAD_POINTS, SQUARE_POINTS, Patch
 from interp_gpt2.errors import AnalysisError
+from interp_gpt2.hooks import canonical
+from interp_gpt2.model import GPT2
 from interp_gpt2.transformer_lens.activation_cache import ActivationCache
 from interp_gpt2.transformer_lens.hook_points import HookPoint
-from interp_gpt2.transformer_lens.utils import get_act_name
+from interp_gpt2.transformer_lens.hooked_transformer import HookedTransformer
+from interp_gpt2.transformer_lens.utils import USE_DEFAULT_VALUE, get_act_name
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from interp_gpt2.transformer_lens.hooked_transformer import HookedTransformer
 
 Metric = Callable[[Tensor], Tensor]
 PatchSetter = Callable[[Tensor, Sequence[int], Tensor], Tensor]  # (corrupted, index, clean) -> corrupted with the piece
@@ -35,7 +43,7 @@ def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence
 
 
 def generic_activation_patch(
-    model: "HookedTransformer",
+    model: HookedTransformer,
     corrupted_tokens: Int[Tensor, "batch pos"],
     clean_cache: ActivationCache,
     patching_metric: Metric,
@@ -60,16 +68,83 @@ def generic_activation_patch(
             raise AnalysisError(f"{unknown[0]!r} is not an axis to patch along; those are {', '.join(sizes)}")
         shape = tuple(sizes[name] for name in index_axis_names)
         index_df = make_df_from_ranges(shape, index_axis_names)
-    results = [
-        _patched(model, corrupted_tokens, clean_cache, patching_metric, partial(patch_setter, index=index), activation_name)
-        for index in index_df.to_numpy().tolist()
-    ]
+    indices = index_df.to_numpy().tolist()
+    results = _by_the_engine(model, corrupted_tokens, clean_cache, patching_metric, patch_setter, activation_name, indices)
+    if results is None:
+        results = [
+            _patched(model, corrupted_tokens, clean_cache, patching_metric, partial(patch_setter, index=index), activation_name)
+            for index in indices
+        ]
     output = torch.tensor(results, device=model.cfg.device).reshape(shape)
     return (output, index_df) if return_index_df else output
 
 
+def _by_the_engine(
+    model: HookedTransformer,
+    tokens: Tensor,
+    clean_cache: ActivationCache,
+    metric: Metric,
+    setter: PatchSetter,
+    name: str,
+    indices: Sequence[Sequence[int]],
+) -> list[float] | None:
+    """The metric after each patch; None where the engine would not give what whole passes give."""
+    if not indices or not _is_plain(model):
+        return None
+    tokens, mask = model._read(tokens, USE_DEFAULT_VALUE)
+    if not _copies(setter, name, clean_cache, tokens, indices):
+        return None
+    names = {layer: get_act_name(name, layer) for layer, *_ in indices}
+    source = {canonical(full): clean_cache[full].to(tokens.device) for full in names.values()}
+    cells = [[Patch(names[layer], **dict(zip(_PIECES[setter][0], piece, strict=True)))] for layer, *piece in indices]
+    try:
+        found = run_patches(model.model, tokens, cells, partial(_finite, metric), source, mask)
+    except _NotFiniteError:
+        return None
+    if not found.complete:
+        raise KeyboardInterrupt
+    return found.values[:, 0].tolist()
+
+
+def _is_plain(model: HookedTransformer) -> bool:
+    """Nobody listens or drops anything in a pass of this model, and it is ours."""
+    if type(model) is not HookedTransformer or type(model.model) is not GPT2:
+        return False
+    hooked = any(point.has_hooks() for point in model.hook_points())
+    listening = any(part._forward_hooks or part._forward_pre_hooks for part in model.model.modules())
+    dropping = model.model.training and model.model.config.dropout > 0
+    return not (hooked or listening or dropping)
+
+
+def _copies(setter: PatchSetter, name: str, cache: ActivationCache, tokens: Tensor, indices: Sequence[Sequence[int]]) -> bool:
+    """Does the setter copy the same piece as a Patch of this hook point, from activations of these tokens?"""
+    leaf = canonical(get_act_name(name, 0)).rpartition(".")[2]
+    kind = SQUARE_POINTS if leaf in SQUARE_POINTS else HEAD_POINTS if leaf in HEAD_POINTS else ()
+    axes, kinds = _PIECES.get(setter, ((), ()))
+    if kind not in kinds or any(type(at) is not int for index in indices for at in index):
+        return False
+    found = [cache[get_act_name(name, layer)] for layer in {index[0] for index in indices}]
+    n_pairs, n_pos = tokens.shape
+    places = (2, 3) if kind is SQUARE_POINTS else (1,)
+    return all(len(index) == 1 + len(axes) for index in indices) and all(
+        value.ndim == (3 if not kind else 4) and len(value) in (1, n_pairs) and all(value.shape[at] == n_pos for at in places)
+        for value in found
+    )
+
+
+class _NotFiniteError(AnalysisError):
+    pass
+
+
+def _finite(metric: Metric, logits: Tensor) -> float:
+    value = float(metric(logits))
+    if not math.isfinite(value):
+        raise _NotFiniteError(f"the metric is {value}, which the engine refuses and TransformerLens does not")
+    return value
+
+
 def _patched(
-    model: "HookedTransformer", tokens: Tensor, clean_cache: ActivationCache, metric: Metric, setter: partial, name: str
+    model: HookedTransformer, tokens: Tensor, clean_cache: ActivationCache, metric: Metric, setter: partial, name: str
 ) -> float:
     full_name = get_act_name(name, setter.keywords["index"][0])
     clean = clean_cache[full_name]
@@ -127,6 +202,17 @@ def layer_head_dest_src_pos_pattern_patch_setter(
     return corrupted_activation
 
 
+# Which piece each of them copies, as a Patch says it, and of which hook points: (batch, pos, ...), those with heads, squares.
+_PIECES: dict[PatchSetter, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
+    layer_pos_patch_setter: (("positions",), ((), HEAD_POINTS)),
+    layer_pos_head_vector_patch_setter: (("positions", "heads"), (HEAD_POINTS,)),
+    layer_head_vector_patch_setter: (("heads",), (HEAD_POINTS,)),
+    layer_head_pattern_patch_setter: (("heads",), (SQUARE_POINTS,)),
+    layer_head_pos_pattern_patch_setter: (("heads", "positions"), (SQUARE_POINTS,)),
+    layer_head_dest_src_pos_pattern_patch_setter: (("heads", "positions", "keys"), (SQUARE_POINTS,)),
+}
+
+
 def _patching(setter: PatchSetter, name: str, *axes: str) -> partial:
     return partial(generic_activation_patch, patch_setter=setter, activation_name=name, index_axis_names=axes)
 
@@ -155,7 +241,7 @@ get_act_patch_attn_head_pattern_all_pos = _patching(layer_head_pattern_patch_set
 
 
 def get_act_patch_attn_head_all_pos_every(
-    model: "HookedTransformer", corrupted_tokens: Tensor, clean_cache: ActivationCache, metric: Metric
+    model: HookedTransformer, corrupted_tokens: Tensor, clean_cache: ActivationCache, metric: Metric
 ) -> Tensor:
     """(5, layer, head): outputs, queries, keys, values and patterns of every head, at all positions at once."""
     patches = (
@@ -166,7 +252,7 @@ def get_act_patch_attn_head_all_pos_every(
 
 
 def get_act_patch_attn_head_by_pos_every(
-    model: "HookedTransformer", corrupted_tokens: Tensor, clean_cache: ActivationCache, metric: Metric
+    model: HookedTransformer, corrupted_tokens: Tensor, clean_cache: ActivationCache, metric: Metric
 ) -> Tensor:
     """(5, layer, pos, head): the same by position; of a pattern, the query's."""
     patches = (
@@ -179,7 +265,7 @@ def get_act_patch_attn_head_by_pos_every(
 
 
 def get_act_patch_block_every(
-    model: "HookedTransformer", corrupted_tokens: Tensor, clean_cache: ActivationCache, metric: Metric
+    model: HookedTransformer, corrupted_tokens: Tensor, clean_cache: ActivationCache, metric: Metric
 ) -> Tensor:
     """(3, layer, pos): the stream before each block, and what its attention and its MLP add."""
     patches = (get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
