@@ -1,9 +1,9 @@
 """What a patching sweep found: a number for every cell, with the two runs it lies between."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -82,6 +82,26 @@ class PatchingResult:
     def n_skipped(self) -> int:
         """Cells that had nothing to be computed on any pair."""
         return int(self.skipped.all(-1).sum())
+
+    def at(self, axis: str, label: str | int) -> Self:
+        """The part at one place along an axis, by its label or its index: `result.at("layer", 9).at("head", "H6")`.
+
+        Raises AnalysisError for an axis or a place that is not there.
+        """
+        if axis not in self.axes:
+            raise AnalysisError(f"there is no axis {axis!r}; the result's are {', '.join(self.axes) or 'none'}")
+        labels, which = self.labels[axis], self.axes.index(axis)
+        index = label if isinstance(label, int) else labels.index(label) if label in labels else len(labels)
+        if not -len(labels) <= index < len(labels):
+            raise AnalysisError(f"there is no {axis} {label!r}; there are {len(labels)}, {labels[0]!r} to {labels[-1]!r}")
+        return replace(
+            self,
+            values=self.values.select(which, index),
+            axes=tuple(name for name in self.axes if name != axis),
+            labels={name: known for name, known in self.labels.items() if name != axis},
+            skipped=self.skipped.select(which, index),
+            hook_point=f"{self.hook_point}, {axis} {labels[index]}",
+        )
 
     def top(self, n: int = 10) -> "pd.DataFrame":
         """The n cells that moved the metric furthest from the patched run, the furthest first."""

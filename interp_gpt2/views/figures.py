@@ -179,8 +179,8 @@ def attention_pattern(pattern: Float[Any, "query key"], labels: Sequence[str], t
     side = max(COLUMN, 0.1 * len(labels) + 0.8)
     figure, axes = _axes(side, side * 0.88, title)
     image = axes.imshow(np.where(np.tri(len(labels), dtype=bool), values, np.nan), vmin=0, vmax=1, label="attention")
-    _token_ticks(axes.xaxis, labels, 90)
-    _token_ticks(axes.yaxis, labels, 0)
+    token_ticks(axes.xaxis, labels, 90)
+    token_ticks(axes.yaxis, labels, 0)
     axes.set(xlabel="key", ylabel="query")
     figure.colorbar(image, ax=axes, label="attention", shrink=0.8)
     return figure
@@ -215,8 +215,8 @@ def lens_table(data: "LensData", step: int | None = None, statistic: str = "prob
         word = data.words[data.top[at][layer][position][0]]
         ink = {"color": "black" if light else "white", "ha": "center", "va": "center", "fontsize": 7}
         axes.text(position, layer, word, family="monospace", parse_math=False, **ink)
-    _token_ticks(axes.xaxis, data.tokens, 0 if max(map(len, data.tokens)) == 1 else 90)
-    _token_ticks(axes.yaxis, data.layers, 0)
+    token_ticks(axes.xaxis, data.tokens, 0 if max(map(len, data.tokens)) == 1 else 90)
+    token_ticks(axes.yaxis, data.layers, 0)
     axes.set(xlabel="token", ylabel="read at")
     figure.colorbar(image, ax=axes)
     return figure
@@ -245,8 +245,8 @@ def probe_heat_map(
     for (layer, column), value in np.ndenumerate(gain):
         colour = "white" if abs(value) > 0.6 * most else "black"
         axes.text(column, layer, f"{value + majority:.2f}", ha="center", va="center", fontsize=6, color=colour)
-    _token_ticks(axes.xaxis, [f"{step:,}" for step in steps], 90)
-    _token_ticks(axes.yaxis, layers, 0)
+    token_ticks(axes.xaxis, [f"{step:,}" for step in steps], 90)
+    token_ticks(axes.yaxis, layers, 0)
     axes.set(xlabel="step", ylabel="read at")
     figure.colorbar(image, ax=axes, label="accuracy − majority")
     return figure
@@ -281,7 +281,8 @@ def _drawn(axes: "Axes") -> list[list[Any]]:
         xs, ys = (line.get_xdata(), line.get_ydata()) if follows_x else ([""], line.get_ydata()[:1])
         rows += [[line.get_label(), x, y, ""] for x, y in zip(xs, ys, strict=True)]
     for image in axes.get_images():
-        names = [[text.get_text() for text in ticks] for ticks in (axes.get_xticklabels(), axes.get_yticklabels())]
+        # not the labels that are shown: of panels that share an axis, the inner ones show none
+        names = [axis.get_major_formatter().format_ticks(axis.get_majorticklocs()) for axis in (axes.xaxis, axes.yaxis)]
         for (row, column), value in np.ndenumerate(np.ma.filled(image.get_array().astype(float), np.nan)):
             if np.isfinite(value):
                 rows.append([image.get_label(), f"{column} {names[0][column]}", f"{row} {names[1][row]}", value])
@@ -316,7 +317,7 @@ def _label_ends(axes: "Axes", labels: Mapping[str, tuple[float, str]], gap: floa
         axes.text(1.02, height, name, parse_math=False, **where)
 
 
-def _token_ticks(axis: Any, labels: Sequence[str], rotation: float) -> None:
+def token_ticks(axis: Any, labels: Sequence[str], rotation: float) -> None:
     axis.set_ticks(range(len(labels)))
     axis.set_ticklabels(labels, rotation=rotation, family="monospace", fontsize=6, parse_math=False)
     axis.set_tick_params(length=0)
