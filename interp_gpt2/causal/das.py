@@ -108,10 +108,9 @@ class _Rotation(nn.Module):
         super().__init__()
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d:
             raise AnalysisError(f"k={k!r} directions do not fit: there are 1 to {d} at this hook point")
-        with torch.random.fork_rng(devices=[]):  # the parametrisation completes the basis with torch's own generator
-            torch.manual_seed(seed)
-            self.rows = nn.Parameter(torch.randn(k, d))
-            nn.utils.parametrizations.orthogonal(self, "rows")
+        self.rows = nn.Parameter(torch.randn(k, d, generator=torch.Generator().manual_seed(seed)))
+        # k x d numbers are trained; the default would complete them to d x d, with torch's own generator.
+        nn.utils.parametrizations.orthogonal(self, "rows", "householder", use_trivialization=False)
 
     @property
     def basis(self) -> Float[Tensor, "d k"]:
