@@ -55,7 +55,7 @@ class AblationEffects:
             raise AnalysisError(f"{label!r} was not ablated; {', '.join(self.labels[:8])}{', ...' * (len(self.labels) > 8)} were")
         return self.effects[self.labels.index(label)]
 
-    def to_dataframe(self) -> "DataFrame":
+    def to_frame(self) -> "DataFrame":
         """A row for each entry: label, layer, head, neuron (absent where several), measure, effect with its 95 % interval."""
         import pandas
 
@@ -96,7 +96,7 @@ def ablation_effect(
 ) -> AblationEffects:
     """The effect of taking out each of `parts` (None: every head) on the loss, or on `metric`, of every sequence.
 
-        ablation_effect(model, tokens, ["L0H1", "mlp 0", ("L0H1", "L0H2")], mean(means)).to_dataframe()
+        ablation_effect(model, tokens, ["L0H1", "mlp 0", ("L0H1", "L0H2")], mean(means)).to_frame()
 
     An element that is a list or tuple is taken out together. `ablation` None is zero(). Resampling without a source of its
     own reads sequence i of `source_tokens` (with the same mask), or another sequence of `tokens`, drawn so that none is its

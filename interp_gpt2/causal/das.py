@@ -134,7 +134,7 @@ class Alignment:
     def iia(self) -> float:
         return self.accuracies["das"].value
 
-    def to_dataframe(self) -> "DataFrame":
+    def to_frame(self) -> "DataFrame":
         """A row for each accuracy, with its standard error over held-out triples."""
         import pandas
 

@@ -46,7 +46,7 @@ class SteeringSweep:
         """The metric's change by steering."""
         return self.metric - self.clean_metric
 
-    def to_dataframe(self) -> "DataFrame":
+    def to_frame(self) -> "DataFrame":
         """A row for each vector and coefficient: means, with standard errors over prompts and over neutral sequences."""
         import pandas
 

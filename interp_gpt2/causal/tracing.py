@@ -67,7 +67,7 @@ class CausalTrace:
         found = self.indirect_effects
         return spread(found.mean(-1)) if len(self.tokens) > 1 else spread(found[:, :, 0])
 
-    def to_dataframe(self) -> "DataFrame":
+    def to_frame(self) -> "DataFrame":
         """A row for each layer and position: indirect effect with its 95 % interval, beside the total effect."""
         import pandas
 

@@ -166,7 +166,7 @@ def test_texts_packed_into_one_row_count_as_they_would_alone(model, data):
 def test_without_parts_every_head_is_ablated_alone(model, data):
     found = ablation_effect(model, data)
     assert found.labels == tuple(part.label for part in heads_of(model.config))
-    table = found.to_dataframe()
+    table = found.to_frame()
     assert list(zip(table["layer"], table["head"], strict=True)) == [(layer, head) for layer in range(2) for head in range(4)]
     assert table.effect[3] == pytest.approx(float(found.effects[3].mean()))
     assert table.stderr[3] == pytest.approx(float(found.effects[3].std()) / math.sqrt(7))

@@ -163,7 +163,7 @@ def test_overlap_is_the_cosine_of_the_largest_angle():
 
 
 def test_a_table_has_a_row_for_each_accuracy(alignment):
-    table = alignment.to_dataframe()
+    table = alignment.to_frame()
     yardsticks = ["full swap", "random subspace", "unchanged", "commonest label", "shuffled labels", "random weights"]
     assert list(table.subspace) == ["das", *yardsticks]
     assert (table.n == 300).all()

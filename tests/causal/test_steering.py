@@ -156,7 +156,7 @@ def test_a_sweep_measures_effect_and_side_effects(model, tokens, vector):
 
 def test_a_table_has_a_row_for_each_vector_and_coefficient(model, tokens, vector):
     found = steering_sweep(model, vector, [1, 2], tokens, logit(3), tokens, n_random=1)
-    table = found.to_dataframe()
+    table = found.to_frame()
     assert list(zip(table.vector, table.coefficient, strict=True)) == [
         ("steering", 1), ("steering", 2), ("random 0", 1), ("random 0", 2),
     ]  # fmt: skip

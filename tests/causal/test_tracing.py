@@ -154,7 +154,7 @@ def test_each_prompt_may_have_its_own_subject(deep, prompts):
 
 def test_a_table_has_a_row_for_each_cell(deep, prompts):
     found = causal_trace(deep, prompts, SUBJECT, logit([3, 4]), n_samples=5)
-    table = found.to_dataframe()
+    table = found.to_frame()
     assert list(zip(table.layer, table.position, strict=True)) == [(layer, pos) for layer in range(3) for pos in range(7)]
     effects = found.indirect_effects[1, 3].mean(-1)
     row = table.iloc[7 + 3]
