@@ -13,9 +13,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from interp_gpt2 import vocab_bpe
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.model import GPT2
 from interp_gpt2.runs.run import Run
+from interp_gpt2.tokenizers import GPT2Tokenizer
 from interp_gpt2.training.config import Checkpoints, TrainConfig
 from interp_gpt2.training.loop import train
 
@@ -44,6 +46,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the sample data folder (INTERP_GPT2_DATA); {folder} does not exist")
     return folder
+
+
+@pytest.fixture(scope="session")
+def gpt2(shared_data: Path) -> GPT2Tokenizer:
+    """GPT-2's tokenizer, from its published files."""
+    return GPT2Tokenizer(vocab_bpe.parse((shared_data / "tiktoken_cache" / vocab_bpe.NAMES[0]).read_text()))
 
 
 @pytest.fixture

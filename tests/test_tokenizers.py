@@ -35,12 +35,6 @@ HARD = "Hello  world ,don't  é ☃ 한국 \u200b\u202e\t\r\n\n  \x00\x7f <|endo
 GPT2_JSON = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "bos_token_id": None, "eos_token_id": None}
 
 
-@pytest.fixture(scope="module")
-def gpt2(shared_data: Path) -> Tokenizer:
-    folder = shared_data / "tiktoken_cache"
-    return GPT2Tokenizer(vocab_bpe.parse((folder / vocab_bpe.NAMES[0]).read_text()))
-
-
 STORIES = [f"Once upon a time, {n} {'little ' * (n % 4)}sledges weren't in {1000 + n} snows.\n\n" for n in range(200)]
 
 

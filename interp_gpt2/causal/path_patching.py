@@ -166,7 +166,10 @@ def _patched(
     refuse_equal(*ends, chosen)
     noising = direction == "noising"
     base, source, tokens = (clean, corrupted, pairs.clean) if noising else (corrupted, clean, pairs.corrupted)
-    first = _FirstPass(model, base, source, readers, mlps == "frozen")
+    # With heads frozen positions do not meet: to the logits, only the metric's own position matters.
+    alone = isinstance(chosen, Metric) and readers[0].kind == "logits"
+    only = chosen.positions(*tokens.shape, pairs.attention_mask).to(tokens.device) if alone else None
+    first = _FirstPass(model, base, source, readers, mlps == "frozen", only)
     found = []
     size = max(1, budget // 2 // first.bytes_of_case(tokens))
     for start in range(0, len(writers), size):
@@ -221,16 +224,23 @@ class _FirstPass:
     source: ActivationCache
     receivers: list[Node]
     frozen: bool
+    only: Int[Tensor, "pair"] | None  # the one position of each pair that matters; None: all
+
+    def _cached(self, run: ActivationCache, leaf: str, layer: int | None = None) -> Float[Tensor, "pair pos ..."]:
+        value = run[leaf] if layer is None else run[leaf, layer]
+        return value if self.only is None else value[torch.arange(len(value), device=value.device), self.only][:, None]
 
     def patches(self, cases: list[list[Node]], tokens: Int[Tensor, "pair pos"]) -> list[list[Patch]]:
         """For each case, a set of senders, the patches of the receivers' inputs."""
         n_layers = self.model.config.n_layers
         cells: list[list[Patch]] = [[] for _ in cases]
         stop = max(n_layers if node.layer is None else node.layer for node in self.receivers)
-        stream = self.base["resid_pre", 0].expand(len(cases), *tokens.shape, -1).clone()
+        stream = self._cached(self.base, "resid_pre", 0)
+        stream = stream.expand(len(cases), *stream.shape).clone()
         for at, senders in enumerate(cases):
             if any(node.kind == "embed" for node in senders):
-                stream[at] += sum(self.source[name] - self.base[name] for name in ("embed", "pos_embed"))
+                for name in ("embed", "pos_embed"):
+                    stream[at] += self._cached(self.source, name) - self._cached(self.base, name)
         for layer in range(min(stop + 1, n_layers)):
             self._read_by_heads(layer, stream, cells)
             if layer < stop or any(node.kind == "mlp" and node.layer == layer for node in self.receivers):
@@ -238,8 +248,12 @@ class _FirstPass:
                 stream = self._mlp(layer, stream, cases, cells)
         if self.receivers[0].kind == "logits":
             for at, cell in enumerate(cells):
-                cell.append(Patch("resid_post", n_layers - 1, value=stream[at]))
+                cell.append(Patch("resid_post", n_layers - 1, value=self._placed(stream[at], tokens.shape[1])))
         return cells
+
+    def _placed(self, stream: Float[Tensor, "pair pos d_model"], n_pos: int) -> Float[Tensor, "pair n_pos d_model"]:
+        """The final stream at every position; where only one matters, the others are as good as any."""
+        return stream if self.only is None else stream.expand(-1, n_pos, -1)
 
     def _read_by_heads(self, layer: int, stream: Float[Tensor, "case pair pos d_model"], cells: list[list[Patch]]) -> None:
         for which in ("q", "k", "v"):
@@ -254,12 +268,13 @@ class _FirstPass:
     def _attention(self, layer: int, stream: Float[Tensor, "case pair pos d_model"], cases: list[list[Node]]) -> None:
         """Add what attention wrote in the base run, and of heads that are senders what they wrote in the other one."""
         attn = self.model.blocks[layer].attn
-        stream += self.base["attn_out", layer]
+        stream += self._cached(self.base, "attn_out", layer)
         for at, senders in enumerate(cases):
             heads = [node.head for node in senders if (node.kind, node.layer) == ("head", layer)]
             if heads:
-                change = torch.zeros_like(self.base["z", layer])
-                change[:, :, heads] = (self.source["z", layer] - self.base["z", layer])[:, :, heads]
+                z = self._cached(self.base, "z", layer)
+                change = torch.zeros_like(z)
+                change[:, :, heads] = (self._cached(self.source, "z", layer) - z)[:, :, heads]
                 stream[at] += change.flatten(2) @ attn.proj.weight.T
 
     def _mlp(
@@ -271,7 +286,7 @@ class _FirstPass:
         if any((node.kind, node.layer) == ("mlp", layer) for node in self.receivers):
             for at, cell in enumerate(cells):
                 cell.append(Patch("mlp_in", layer, value=stream[at].clone()))
-        written = self.base["mlp_out", layer]
+        written = self._cached(self.base, "mlp_out", layer)
         if not self.frozen:
             started = self._started(layer, cases)
             fresh = block.mlp(block.ln2(stream[started].flatten(0, 1)), NO_HOOKS)
@@ -281,7 +296,7 @@ class _FirstPass:
         for at, senders in enumerate(cases):
             if any((node.kind, node.layer) == ("mlp", layer) for node in senders):
                 mine = written if self.frozen else written[at]
-                stream[at] += self.source["mlp_out", layer] - mine
+                stream[at] += self._cached(self.source, "mlp_out", layer) - mine
         return stream
 
     def _started(self, layer: int, cases: list[list[Node]]) -> list[int]:
@@ -298,4 +313,5 @@ class _FirstPass:
         kept = config.d_model * sum(1 for _ in self.receivers)
         mlp = 0 if config.attn_only or self.frozen else 2 * config.d_mlp
         element_size = self.base["embed"].element_size()
-        return tokens.numel() * (6 * config.d_model + mlp + kept) * element_size
+        n_rows = tokens.numel() if self.only is None else len(tokens)
+        return n_rows * (6 * config.d_model + mlp + kept) * element_size

@@ -1,14 +1,12 @@
 """Two tokenizers with whole words as tokens: one trained here in a moment, and GPT-2's where its files are."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-from interp_gpt2 import vocab_bpe
 from interp_gpt2.prompts import capitals, docstring, greater_than, ioi, pronouns
 from interp_gpt2.prompts.prompt_set import words
-from interp_gpt2.tokenizers import BPETokenizer, GPT2Tokenizer, Tokenizer
+from interp_gpt2.tokenizers import BPETokenizer, Tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -22,11 +20,6 @@ def bpe() -> Tokenizer:
     known += [word for template in templates for word in re.sub(r"\{\w+\}", " ", template).split()]
     digits = "\n".join(f"a{number:02}" for number in range(100)) + " 11 12 13 14 15 16 17"
     return BPETokenizer.train([" ".join(["x", *known]), digits] * 3, 1900)
-
-
-@pytest.fixture(scope="session")
-def gpt2(shared_data: Path) -> Tokenizer:
-    return GPT2Tokenizer(vocab_bpe.parse((shared_data / "tiktoken_cache" / vocab_bpe.NAMES[0]).read_text()))
 
 
 @pytest.fixture(params=["bpe", "gpt2"])
