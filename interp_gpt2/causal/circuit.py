@@ -7,7 +7,7 @@ A circuit says which edges of the `Graph` stay. What it computes is `circuit_pas
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -213,6 +213,7 @@ def _scores_of_edges(graph: Graph, scores: Tensor, n: int) -> Float[Tensor, " ed
 # Paths ----------------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=16)
 def writers(graph: Graph) -> Int[Tensor, " receiver"]:
     """Of every receiver, the sender that it feeds; of the logits, which feed none, the number of senders."""
     found = [graph.sender_index(node.writer) for node in graph.receivers[:-1]]

@@ -52,7 +52,7 @@ class CircuitPass:
     def __init__(self, model: GPT2, start: Start, kept: Tensor, ablated: Tensor, attention_mask: Tensor | None) -> None:
         self.model, self.start, self.ablated = model, start, ablated
         self.graph = Graph.of(model.config)
-        self.read = torch.stack([_read(self.graph, circuit) for circuit in kept.cpu()]).any(0)  # (sender,)
+        self.read = _read(self.graph, kept.cpu().any(0))  # (sender,): in any case
         replaced = ~kept.cpu() & self.graph.exists
         self.any_replaced = replaced.any(0).any(0)  # (receiver,)
         self.replaced = replaced.mT.to(start.resid)  # (case, receiver, sender)
