@@ -56,9 +56,13 @@ def find_step(run: "Run", wanted: int | None, implied: int | None) -> int:
 
 
 def open_model(text: str, step: int | None = None) -> Opened:
-    """The model and tokenizer of a run, a checkpoint, or any directory that `GPT2.from_pretrained` reads."""
+    """The model and tokenizer of a run, a checkpoint, any directory that `GPT2.from_pretrained` reads, or a published size.
+
+    A published size, such as "gpt2", comes from the local Hub cache or the Hub, unless a directory or a run has its name.
+    """
+    from interp_gpt2.config import SIZES
     from interp_gpt2.model import GPT2
-    from interp_gpt2.tokenizers import load_tokenizer
+    from interp_gpt2.tokenizers import load_tokenizer, tokenizer_named
 
     directory = Path(text)
     foreign = (directory / "config.json").is_file() and not (directory.parent / _RECORD).is_file()
@@ -66,6 +70,10 @@ def open_model(text: str, step: int | None = None) -> Opened:
         if step is not None:
             raise RunError(f"{text} is one model, not a run; it has no step {step}")
         return Opened(GPT2.from_pretrained(text), load_tokenizer(directory), str(directory), None, None)
+    if text in SIZES and not directory.is_dir() and not (RUNS / text).is_dir():
+        if step is not None:
+            raise RunError(f"{text} is one model, not a run; it has no step {step}")
+        return Opened(GPT2.from_pretrained(text), tokenizer_named("gpt2"), text, None, None)
     run, implied = find_run(text)
     step = find_step(run, step, implied)
     return Opened(run.model(step), run.tokenizer(), f"{run.name}, step {step:,}", run, step)

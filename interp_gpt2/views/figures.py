@@ -259,9 +259,7 @@ def save(figure: "Figure", path: str | Path) -> tuple[Path, Path]:
     The CSV is read back from the picture, so the two cannot differ: columns panel, series, x, y, value. The same
     figure gives the same bytes.
     """
-    path = Path(path)
-    dated = {".pdf": "CreationDate", ".svg": "Date"}.get(path.suffix)
-    figure.savefig(path, bbox_inches="tight", dpi=300, metadata={dated: None} if dated else None)
+    path = save_picture(figure, path)
     numbers = path.with_suffix(".csv")
     with open(numbers, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -269,6 +267,15 @@ def save(figure: "Figure", path: str | Path) -> tuple[Path, Path]:
         for panel, axes in enumerate(figure.axes):
             writer.writerows([panel, *row] for row in _drawn(axes))
     return path, numbers
+
+
+@_styled
+def save_picture(figure: "Figure", path: str | Path) -> Path:
+    """Write the figure alone, for results that have a fuller table than what is drawn."""
+    path = Path(path)
+    dated = {".pdf": "CreationDate", ".svg": "Date"}.get(path.suffix)
+    figure.savefig(path, bbox_inches="tight", dpi=300, metadata={dated: None} if dated else None)
+    return path
 
 
 def _drawn(axes: "Axes") -> list[list[Any]]:

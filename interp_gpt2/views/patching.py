@@ -40,8 +40,7 @@ class PatchingData:
     corrupted: float
     n_pairs: int
     metric: str
-    hook_point: str
-    direction: str
+    headline: list[str]
     complete: bool
 
 
@@ -72,8 +71,7 @@ def pack_patching(result: "PatchingResult") -> PatchingData:
         corrupted=float(result.corrupted.mean()),
         n_pairs=result.n_pairs,
         metric=result.metric,
-        hook_point=result.hook_point,
-        direction=result.direction,
+        headline=headline(result),
         complete=result.complete,
     )
 
@@ -92,14 +90,14 @@ def _places(axes: tuple[str, ...]) -> tuple[list[int], list[str]]:
     return [axes.index(axis) for axis in placed], names
 
 
-def headline(data: PatchingData) -> tuple[str, str]:
+def headline(result: "PatchingResult") -> list[str]:
     """What was patched how, and the two runs that all numbers lie between."""
-    pieces = "clean pieces into the corrupted run" if data.direction == "denoising" else "corrupted pieces into the clean run"
-    pairs = "1 pair" if data.n_pairs == 1 else f"{data.n_pairs:,} pairs"
-    return (
-        f"{data.hook_point}, {data.direction} ({pieces})",
-        f"{data.metric}: {data.clean:.3g} clean, {data.corrupted:.3g} corrupted; {pairs}",
-    )
+    pieces = "clean pieces into the corrupted run" if result.direction == "denoising" else "corrupted pieces into the clean run"
+    pairs = "1 pair" if result.n_pairs == 1 else f"{result.n_pairs:,} pairs"
+    return [
+        f"{result.hook_point}, {result.direction} ({pieces})",
+        f"{result.metric}: {result.clean.mean():.3g} clean, {result.corrupted.mean():.3g} corrupted; {pairs}",
+    ]
 
 
 def patching_view(result: "PatchingResult", title: str = "") -> View:
@@ -111,12 +109,11 @@ def patching_view(result: "PatchingResult", title: str = "") -> View:
     """
     data = pack_patching(result)
     rows = len(data.labels[1]) + (4 if data.axes[0] else 0)
-    return View(title or f"Patching {data.hook_point}", data, patching_fragment(data), height=min(330 + 25 * rows, 900))
+    return View(title or f"Patching {result.hook_point}", data, patching_fragment(data), height=min(330 + 25 * rows, 900))
 
 
 def patching_fragment(data: PatchingData) -> Markup:
     """The view as HTML for a page made by `document`."""
-    what, ends = headline(data)
     script = tag("noscript", {}, "The patching view needs JavaScript.")
-    said = tag("p", {"class": "note"}, f"{what}. {ends}.")
+    said = tag("p", {"class": "note"}, ". ".join(data.headline) + ".")
     return tag("div", {"class": "patching", "data-view": "patching"}, said, json_script(asdict(data)), script)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp_gpt2.views.figures import COLUMN, GREY, STYLE, token_ticks
-from interp_gpt2.views.patching import PatchingData, headline, pack_patching
+from interp_gpt2.views.patching import PatchingData, pack_patching
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def _drawn(data: PatchingData, title: str) -> "Figure":
     down = math.ceil(n_panels / beside)
     height, foot = 0.095 if n_panels > 1 else 0.17, 0.055 * max(map(len, labels[2]))
     across = max(COLUMN, (0.1 if n_panels > 1 else 0.16) * n_columns * beside + 0.3 * beside + 0.9)
-    head = "\n".join(line for text in (title, *headline(data)) if text for line in textwrap.wrap(text, int(across * 18)))
+    head = "\n".join(line for text in (title, *data.headline) if text for line in textwrap.wrap(text, int(across * 18)))
     tall = down * (max(0.45, height * n_rows) + 0.26) + foot + 0.14 * head.count("\n") + 0.65
     figure = Figure(figsize=(across, tall), layout="constrained")
     grid = figure.subplots(down, beside, squeeze=False, sharex=True, sharey=True)
