@@ -23,7 +23,6 @@ from interp_gpt2.tokenizers import (
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
-    GPT2Tokenizer,
     Tokenizer,
     load_tokenizer,
     tokenizer_for,
