@@ -12,7 +12,7 @@ count up to the first edge that stays; what was asked after it is asked again.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool
@@ -27,6 +27,9 @@ from interp_gpt2.causal.senders import sender_outputs, stand_in
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
 from interp_gpt2.prompts.pairs import PromptPairs
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Counts = Literal["rise", "fall", "change"]
 MOST_AHEAD = 256  # questions asked side by side
@@ -80,9 +83,11 @@ class Pruned:
         changes = [decision.change for decision in self.decisions if decision.asked]
         return min((abs(_counted(change, self.counts) - self.threshold) for change in changes), default=float("inf"))
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The log as a table."""
-        return [vars(decision) for decision in self.decisions]
+    def to_frame(self) -> "DataFrame":
+        """The log: a row for each decision."""
+        import pandas
+
+        return pandas.DataFrame([vars(decision) for decision in self.decisions])
 
     def __repr__(self) -> str:
         return (

@@ -8,7 +8,7 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from interp_gpt2.causal.graph import Edge, Graph, Node
 from interp_gpt2.errors import AnalysisError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +119,7 @@ class Circuit:
         return f"Circuit({self.n_edges} of {self.graph.n_edges} edges: {shown})"
 
     def rows(self) -> list[dict[str, Any]]:
-        """A table: of each edge its sender, receiver and score (None where there are none)."""
+        """Of each edge its label, sender, receiver and score (None where there are none)."""
         return [
             {
                 "edge": edge.label,
@@ -126,6 +129,12 @@ class Circuit:
             }
             for edge in self.edges
         ]
+
+    def to_frame(self) -> "DataFrame":
+        """`rows` as a DataFrame."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
 
     # Others made of it -----------------------------------------------------------------------------------------------
 

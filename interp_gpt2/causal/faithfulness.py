@@ -13,7 +13,7 @@ Hanna et al. 2024, "Have Faith in Faithfulness" (normalised between the ablated 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,9 @@ from interp_gpt2.causal.graph import Graph
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
 from interp_gpt2.prompts.pairs import PromptPairs
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 N_RESAMPLES = 1000  # of the pairs, for the interval
 
@@ -76,10 +79,12 @@ class Minimality:
     metric: str
     ablation: str
 
-    def rows(self) -> list[dict[str, Any]]:
-        """A table, the largest effects in absolute value first."""
+    def to_frame(self) -> "DataFrame":
+        """A row for each part, the largest effects in absolute value first."""
+        import pandas
+
         order = self.effects.abs().argsort(descending=True, stable=True).tolist()
-        return [{"part": self.labels[i], "effect": float(self.effects[i])} for i in order]
+        return pandas.DataFrame([{"part": self.labels[i], "effect": float(self.effects[i])} for i in order])
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +113,12 @@ class FaithfulnessCurve:
     def distance(self) -> float:
         return self._integral((1 - self.faithfulness).abs().tolist(), 1.0, 0.0)
 
-    def rows(self) -> list[dict[str, Any]]:
-        ends = [None] * len(self.n_edges)
-        low, high = (ends if end is None else end.tolist() for end in (self.low, self.high))
-        names = ("n_edges", "kept", "faithfulness", "low", "high")
-        rows = zip(self.n_edges, self.kept, self.faithfulness.tolist(), low, high, strict=True)
-        return [dict(zip(names, row, strict=True)) for row in rows]
+    def to_frame(self) -> "DataFrame":
+        """A row for each size: n_edges, kept, faithfulness, and the ends of its interval where there is one."""
+        import pandas
+
+        columns = {"n_edges": self.n_edges, "kept": self.kept, "faithfulness": self.faithfulness}
+        return pandas.DataFrame(columns | {"low": self.low, "high": self.high})
 
     def _integral(self, values: list[float], first: float, last: float) -> float:
         known = {0: first, self.n_edges_of_model: last} | dict(zip(self.n_edges, values, strict=True))

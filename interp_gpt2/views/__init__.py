@@ -1,11 +1,12 @@
 """Pictures of results: interactive views for notebooks, files and reports, and figures for papers.
 
-A view is HTML that needs nothing but itself: `attention_view`, `lens_view`, `patching_view` and `sampling_view` show
-themselves in a notebook, `.save(path)` themselves, and hold their numbers in `.data`. `views.figures` and
-`views.patching_figures` draw with matplotlib.
+A view is HTML that needs nothing but itself: `attention_view`, `circuit_view`, `lens_view`, `patching_view` and
+`sampling_view` show themselves in a notebook, `.save(path)` themselves, and hold their numbers in `.data`. `circuit_svg` is
+a file for a paper; `views.figures` and `views.patching_figures` draw with matplotlib.
 """
 
 from interp_gpt2.views.attention import AttentionData, attention_view, pack_attention
+from interp_gpt2.views.circuit import CircuitData, circuit_svg, circuit_view, pack_circuit
 from interp_gpt2.views.html import View
 from interp_gpt2.views.lens import LensData, lens_view, pack_lens
 from interp_gpt2.views.patching import PatchingData, pack_patching, patching_view
@@ -13,13 +14,17 @@ from interp_gpt2.views.sampling import SamplingData, pack_sampling, sampling_vie
 
 __all__ = [
     "AttentionData",
+    "CircuitData",
     "LensData",
     "PatchingData",
     "SamplingData",
     "View",
     "attention_view",
+    "circuit_svg",
+    "circuit_view",
     "lens_view",
     "pack_attention",
+    "pack_circuit",
     "pack_lens",
     "pack_patching",
     "pack_sampling",

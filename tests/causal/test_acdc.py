@@ -86,7 +86,7 @@ def test_the_value_that_is_reported_is_the_circuits_own(model: GPT2) -> None:
     assert found.value - found.model == pytest.approx(removed, abs=1e-5)
     assert all(abs(d.change) <= 0.05 for d in found.decisions if not d.kept)
     assert all(abs(d.change) > 0.05 for d in found.decisions if d.kept)
-    assert found.circuit.n_edges == sum(row["kept"] for row in found.rows())
+    assert found.circuit.n_edges == found.to_frame()["kept"].sum()
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "positional mean"])

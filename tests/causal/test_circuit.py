@@ -230,7 +230,7 @@ def test_a_circuit_knows_its_edges_nodes_and_complement() -> None:
     assert circuit.complement().complement() == circuit
     assert circuit.without("L1H0 -> logits").labels == circuit.labels[:2]
     assert circuit.without_node("L0H1").labels == ("embed -> L0H1.v", "L1H0 -> logits")
-    assert [row["sender"] for row in circuit.rows()] == ["embed", "L0H1", "L1H0"]
+    assert circuit.to_frame()["sender"].tolist() == ["embed", "L0H1", "L1H0"]
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ def test_minimality_is_the_faithfulness_with_a_part_less_that_without_it(model: 
     assert nodes.labels == tuple(node.label for node in circuit.nodes[1:])
     for label, effect in zip(nodes.labels, nodes.effects.tolist(), strict=True):
         assert effect == pytest.approx(whole - faithfulness(model, circuit.without_node(label), pairs, metric).value, abs=1e-4)
-    largest = [abs(row["effect"]) for row in nodes.rows()]
+    largest = [abs(row["effect"]) for row in nodes.to_frame().to_dict("records")]
     assert largest == sorted(largest, reverse=True)
 
 
@@ -102,7 +102,7 @@ def test_the_curve_holds_the_faithfulness_of_each_size_and_ends_at_the_model(mod
     curve = faithfulness_curve(model, scores, pairs, metric, choose=choose)
     assert curve.n_edges[-1] == curve.kept[-1] == Graph.of(model.config).n_edges
     assert curve.faithfulness[-1] == pytest.approx(1, abs=1e-4)
-    for row in curve.rows()[::3]:
+    for row in curve.to_frame().to_dict("records")[::3]:
         circuit = choose(Graph.of(model.config), scores, row["n_edges"])
         assert row["kept"] == circuit.n_edges
         found = faithfulness(model, circuit, pairs, metric)
