@@ -6,6 +6,7 @@ interventions through the layers as one batch, which later layers' interventions
 metric looks. Equal to the naive loop, one whole pass for each intervention, to rounding (`naive=True` is that loop).
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +19,11 @@ from torch import Tensor
 from interp_gpt2.analysis.rows import require_eval
 from interp_gpt2.cache import ActivationCache
 from interp_gpt2.causal.base_run import BaseRun
-from interp_gpt2.causal.chunks import chunks
-from interp_gpt2.causal.entries import MID, POST, PRE, Case, enter, logits_with_edits, rerun, takes_short_way
-from interp_gpt2.causal.entries import dense as dense_streams
+from interp_gpt2.causal.chunks import ROWS_UNEMBEDDED, chunks
+from interp_gpt2.causal.entries import MID, POST, PRE, Case, enter, logits_with_edits, rerun
 from interp_gpt2.causal.metrics import Function, Metric
-from interp_gpt2.causal.patch import END, Patch, PlacedPatch, patch_edits, require_source
+from interp_gpt2.causal.patch import END, Patch, patch_edits, require_source
+from interp_gpt2.causal.planning import Planning
 from interp_gpt2.causal.propagation import Propagation, Rows
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
@@ -79,17 +80,14 @@ def run_patches(
         return _naively(model, tokens, cells, metric, source, attention_mask, progress)
     base = BaseRun.of(model, tokens, attention_mask, {patch.name for cell in placed for patch in cell}, source or ())
     sweep = _Sweep(base, metric, source)
-    cases, skipped = sweep.cases(placed)
+    cases, skipped = Planning(base, source, sweep.last.cpu()).cases(placed)
     values = sweep.baseline.expand(len(cells), -1).clone()
     batches = chunks(cases, base, budget, whole_vocabulary=sweep.whole_vocabulary, whole_cells=not sweep.declared)
-    complete, done = True, torch.ones(len(cells), len(tokens), dtype=torch.bool)
-    for case in cases:
-        done[case.cell, case.pair] = False
+    complete, done = True, skipped.clone()
     try:
         for batch in _shown([batch.cases for batch in batches], progress):
             sweep.run(batch, values)
-            for case in batch:
-                done[case.cell, case.pair] = True
+            done[[case.cell for case in batch], [case.pair for case in batch]] = True
     except KeyboardInterrupt:
         complete = False
         values[~done if sweep.per_pair else ~done.all(1, keepdim=True)] = math.nan
@@ -161,36 +159,6 @@ class _Sweep:
         n_pairs, n_pos = base.tokens.shape
         ends = metric.positions(n_pairs, n_pos, base.attention_mask) if self.declared else torch.full((n_pairs,), n_pos - 1)
         self.last = ends.to(base.tokens.device)
-        self._differs: dict[tuple[str, int], Tensor] = {}
-
-    def cases(self, cells: Sequence[Sequence[PlacedPatch]]) -> tuple[list[Case], Bool[Tensor, "cell pair"]]:
-        """What has to be run: a case for each cell and pair in which something differs that the metric depends on."""
-        found, n_pairs = [], len(self.base.tokens)
-        skipped = torch.ones(len(cells), n_pairs, dtype=torch.bool)
-        last = self.last.tolist()
-        for number, cell in enumerate(cells):
-            short = takes_short_way(cell)
-            for pair in range(n_pairs):
-                places = [self.differing(patch, pair) for patch in cell]
-                places = [at[at <= last[pair]] if patch.layer != END else at for at, patch in zip(places, cell, strict=True)]
-                if not any(len(at) for at in places):
-                    continue
-                skipped[number, pair] = False
-                found.append(Case(number, pair, tuple(cell), places[0] if short else None))
-        return found, skipped
-
-    def differing(self, patch: PlacedPatch, pair: int) -> Int[Tensor, "n"]:
-        """The positions at which the patch puts in something else than the base run has there."""
-        whole = patch.keys is None and patch.neurons is None  # of a row, or of a head's row
-        key = (patch.name, id(patch.value), whole)
-        if key not in self._differs:
-            base = self.base.cache[patch.name]
-            differs = patch.source(base.shape, self.source).to(base) != base
-            self._differs[key] = (differs.any(-1) if whole and differs.ndim > 2 else differs).cpu()
-        differs = self._differs[key][pair][patch.index]
-        if patch.keys is not None:
-            differs = differs.transpose(0, 1)  # (head, query, key) to positions first
-        return patch.positions[differs.reshape(len(patch.positions), -1).any(-1)]
 
     def run(self, cases: Sequence[Case], values: Tensor) -> None:
         """Write the metric of these cases into `values`."""
@@ -239,18 +207,33 @@ class _Sweep:
         self, run: Propagation, cases: Sequence[Case], rows: Rows | None, behind: Mapping[int, Tensor], values: Tensor
     ) -> None:
         """A metric of the whole logits of all pairs: those of one cell after the other."""
-        by_cell: dict[int, list[int]] = {}
-        for at, case in enumerate(cases):
-            by_cell.setdefault(case.cell, []).append(at)
-        for cell, mine in by_cell.items():
+        for cell, ends in itertools.groupby(behind, key=lambda at: cases[at].cell):
             logits = self.base.logits.clone()
-            inner = [at for at in mine if at not in behind]
-            if inner:
-                streams = dense_streams(run, len(self.base.model.blocks), _divided(rows, inner)[0], inner)
-                logits[run.pair[inner]] = self.base.model.unembed(streams)
-            for at in set(mine) - set(inner):
+            for at in ends:
                 logits[run.pair[at]] = behind[at]
             values[cell] = metric_of(self.metric, logits, self.base.attention_mask)
+        if rows is None:
+            return
+        cells = torch.tensor([case.cell for case in cases], device=run.pair.device)[rows.case]
+        for some in _together(*cells.unique(return_counts=True)):
+            where = torch.isin(cells, some)
+            mine, changed = rows.where(where), self.base.model.unembed(rows.value[where])
+            for cell in some.tolist():
+                own = cells[where] == cell
+                logits = self.base.logits.clone()
+                logits[run.pair[mine.case[own]], mine.pos[own]] = changed[own]
+                values[cell] = metric_of(self.metric, logits, self.base.attention_mask)
+
+
+def _together(cells: Tensor, n_rows: Tensor) -> Iterator[Tensor]:
+    """Cells that have no more than ROWS_UNEMBEDDED rows together, or one that has more."""
+    start, total = 0, 0
+    for at, n in enumerate(n_rows.tolist()):
+        if at > start and total + n > ROWS_UNEMBEDDED:
+            yield cells[start:at]
+            start, total = at, 0
+        total += n
+    yield cells[start:]
 
 
 def _through_the_layers(run: Propagation, cases: Sequence[Case], source: Mapping[str, Tensor] | None) -> Rows | None:

@@ -27,28 +27,22 @@ assert STAGES.keys() == BESIDE.keys()
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One intervention on one pair, and the positions at which its only patch puts something else than was there.
+    """One intervention on one pair, the first position that it can change, and those that its only patch changes itself.
 
-    `positions` is None where there are several patches, or one that takes the long way.
+    `positions` is None where there are several patches, or one that takes the long way. The cases of a cell share `patches`.
     """
 
     cell: int
     pair: int
     patches: tuple[PlacedPatch, ...]
-    positions: Tensor | None
+    first: int
+    positions: Sequence[int] | None
 
     @property
     def start(self) -> tuple[int, int]:
         """Layer and stage at which it enters the pass."""
         layer = min(patch.layer for patch in self.patches)
         return layer, PRE if self.positions is None else STAGES[self.patches[0].leaf]
-
-    @property
-    def first(self) -> int:
-        """The first position that it can change."""
-        if self.positions is not None:
-            return int(self.positions[0])
-        return min(int(patch.positions[0]) for patch in self.patches)
 
 
 def takes_short_way(patches: Sequence[PlacedPatch]) -> bool:
@@ -61,22 +55,25 @@ def enter(run: Propagation, ids: Sequence[int], cases: Sequence[Case], source: S
     device = run.pair.device
     counts = torch.tensor([len(case.positions) for case in cases])
     of = torch.arange(len(cases)).repeat_interleave(counts).to(device)
-    pos = torch.cat([case.positions for case in cases]).to(device)
+    pos = torch.tensor([at for case in cases for at in case.positions], device=device)
     rows = Rows(torch.tensor(ids, device=device)[of], pos, of)
     pair = run.pair[rows.case]
     base = run.base.cache[name]
-    rows = rows.with_value(_patched(base, pair, pos, of, cases, source))
-    return _ENTRIES.get(leaf, _stream)(run, layer, leaf, rows, _heads(cases, base, of))
+    patches = list({id(case.patches): case.patches[0] for case in cases}.values())
+    number = {id(patch): at for at, patch in enumerate(patches)}
+    which = torch.tensor([number[id(case.patches[0])] for case in cases], device=device)[of]
+    rows = rows.with_value(_patched(base, pair, pos, which, patches, source))
+    return _ENTRIES.get(leaf, _stream)(run, layer, leaf, rows, _heads(patches, base, which))
 
 
-def _patched(base: Tensor, pair: Tensor, pos: Tensor, of: Tensor, cases: Sequence[Case], source: Source) -> Tensor:
-    """The activation at the rows, each with its case's piece replaced."""
-    patches = [case.patches[0] for case in cases]
+def _patched(base: Tensor, pair: Tensor, pos: Tensor, of: Tensor, patches: Sequence[PlacedPatch], source: Source) -> Tensor:
+    """The activation at the rows, each with the piece of its patch, patches[of], replaced."""
     square = patches[0].keys is not None
     rows = base[pair, :, pos] if square else base[pair, pos]  # a square one: (row, head, key)
     wanted = torch.empty_like(rows)
     kinds = {id(patch.value): patch for patch in patches}
-    kind = torch.tensor([list(kinds).index(id(patch.value)) for patch in patches], device=of.device)[of]
+    order = {value: number for number, value in enumerate(kinds)}
+    kind = torch.tensor([order[id(patch.value)] for patch in patches], device=of.device)[of]
     for number, patch in enumerate(kinds.values()):
         mine = slice(None) if len(kinds) == 1 else kind == number
         given = patch.source(base.shape, source)
@@ -86,7 +83,7 @@ def _patched(base: Tensor, pair: Tensor, pos: Tensor, of: Tensor, cases: Sequenc
 
 
 def _chosen(patches: Sequence[PlacedPatch], base: Tensor) -> Tensor | None:
-    """Which of a row each case replaces, broadcasting to (case, ...); None if all of it."""
+    """What of a row each patch replaces, broadcasting to (patch, ...); None if all of it."""
     square = patches[0].keys is not None
     shape = (base.shape[1], base.shape[3]) if square else tuple(base.shape[2:])
     axes = [(0, [p.heads for p in patches]), (1, [p.keys for p in patches])] if square else []
@@ -104,13 +101,12 @@ def _chosen(patches: Sequence[PlacedPatch], base: Tensor) -> Tensor | None:
     return chosen
 
 
-def _heads(cases: Sequence[Case], base: Tensor, of: Tensor) -> Tensor | None:
-    """(row, head, 1), which heads are patched; None where there are no heads, or all are."""
-    patches = [case.patches[0] for case in cases]
+def _heads(patches: Sequence[PlacedPatch], base: Tensor, of: Tensor) -> Tensor | None:
+    """(row, head, 1), which heads patches[of] are of; None where there are no heads, or all are."""
     if patches[0].heads is None:
         return None
     n_heads = base.shape[1] if patches[0].keys is not None else base.shape[2]
-    mask = torch.zeros(len(cases), n_heads, 1, dtype=torch.bool)
+    mask = torch.zeros(len(patches), n_heads, 1, dtype=torch.bool)
     for number, patch in enumerate(patches):
         mask[number, patch.heads] = True
     return None if bool(mask.all()) else mask.to(of.device)[of]

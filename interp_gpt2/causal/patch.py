@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -80,14 +80,14 @@ class PlacedPatch:
     neurons: Tensor | None
     value: Tensor | None
 
-    @property
+    @cached_property
     def layer(self) -> int:
         """Of its block; -1 for the embeddings, END for what follows the blocks."""
         if self.name.startswith("blocks."):
             return int(self.name.split(".")[1])
         return -1 if self.name in ("embed", "pos_embed") else END
 
-    @property
+    @cached_property
     def leaf(self) -> str:
         return self.name.rpartition(".")[2]
 

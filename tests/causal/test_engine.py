@@ -164,7 +164,7 @@ def test_small_budgets_split_the_sweep_and_change_nothing(model, per_case):
 
 def test_a_budget_that_holds_nothing_is_refused(model):
     tokens, source = runs(model)
-    with pytest.raises(AnalysisError, match=r"the budget of 0 MiB does not hold"):
+    with pytest.raises(AnalysisError, match=r"the budget of 0.0 MiB does not hold"):
         run_patches(model, tokens, [[Patch("z", 0)]], logit_difference(1, 2), source, budget=100)
 
 
