@@ -29,6 +29,7 @@ from interp_gpt2.causal.metrics import (
     log_probability,
     logit,
     logit_difference,
+    metric_name,
     probability,
     rank,
 )
@@ -161,10 +162,6 @@ def metric_named(name: MetricName, pairs: PromptPairs, clean_logits: Tensor) -> 
     if name not in known:
         raise AnalysisError(f"there is no metric {name!r}; known are logit_difference, kl_divergence, {', '.join(known)}")
     return known[name](pairs.correct)
-
-
-def metric_name(metric: Metric | Function) -> str:
-    return metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", type(metric).__name__)
 
 
 def refuse_equal(clean: Tensor, corrupted: Tensor, metric: Metric | Function) -> None:

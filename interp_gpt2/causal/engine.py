@@ -21,11 +21,12 @@ from interp_gpt2.cache import ActivationCache
 from interp_gpt2.causal.base_run import BaseRun
 from interp_gpt2.causal.chunks import ROWS_UNEMBEDDED, chunks
 from interp_gpt2.causal.entries import MID, POST, PRE, Case, enter, logits_with_edits, rerun
-from interp_gpt2.causal.metrics import Function, Metric
+from interp_gpt2.causal.metrics import Function, Metric, metric_name
 from interp_gpt2.causal.patch import END, Patch, patch_edits, require_source
 from interp_gpt2.causal.planning import Planning
 from interp_gpt2.causal.propagation import Propagation, Rows
 from interp_gpt2.errors import AnalysisError
+from interp_gpt2.inputs import check_tokens
 from interp_gpt2.model import GPT2
 from interp_gpt2.passes import EditedGPT2
 
@@ -63,7 +64,8 @@ def run_patches(
 ) -> PatchedRuns:
     """The metric after each of `cells`, sets of patches that act together, on every prompt of `tokens`.
 
-    `source` is the cache of another run over tokens of the same shape, where patches without a value of their own read.
+    `source` is the cache of another run over tokens of the same shape, where patches without a value of their own read; a
+    run of one prompt of that length serves them all.
     `budget` bounds the bytes that a batch of interventions takes beside the base run and the weights. A model with standing
     edits, whose layers only it can run, goes the naive way. Ctrl-C ends the sweep with what is finished, and a warning.
 
@@ -71,11 +73,10 @@ def run_patches(
     all of them), a piece that does not exist, a source that has not kept it, and a budget that holds not one intervention.
     """
     require_eval(model)
+    _check(model, tokens, cells, metric, attention_mask)
     placed = [[patch.placed(model.config, tokens.shape[-1]) for patch in cell] for cell in cells]
     for patch in (patch for cell in placed for patch in cell):
         require_source(patch, source)
-    if isinstance(metric, Metric):
-        metric.check(len(tokens), model.config.d_vocab)
     if naive or isinstance(model, EditedGPT2):
         return _naively(model, tokens, cells, metric, source, attention_mask, progress)
     base = BaseRun.of(model, tokens, attention_mask, {patch.name for cell in placed for patch in cell}, source or ())
@@ -92,8 +93,34 @@ def run_patches(
         complete = False
         values[~done if sweep.per_pair else ~done.all(1, keepdim=True)] = math.nan
         warnings.warn(f"interrupted: {int(done.all(1).sum())} of {len(cells)} cells are finished, the others NaN", stacklevel=2)
+    _refuse_wrong(values, done if sweep.per_pair else done.all(1, keepdim=True), cells, metric)
     used = max((batch.n_bytes for batch in batches), default=0)
     return PatchedRuns(values, sweep.baseline, skipped if sweep.per_pair else skipped.all(1, keepdim=True), used, complete)
+
+
+def _check(
+    model: GPT2, tokens: Tensor, cells: Sequence[Sequence[Patch]], metric: Metric | Function, attention_mask: Tensor | None
+) -> None:
+    check_tokens(tokens, model.config, attention_mask, device=model.device)
+    for number, cell in enumerate(cells):
+        if not isinstance(cell, Sequence) or not all(isinstance(patch, Patch) for patch in cell):
+            raise AnalysisError(f"cell {number} is {cell!r}; a cell is a list of patches, of one too: [Patch(...)]")
+    if isinstance(metric, Metric):
+        metric.check(len(tokens), model.config.d_vocab)
+    elif not callable(metric):
+        raise AnalysisError(f"{metric!r} is no metric; pass logit_difference(correct, incorrect) or a function of the logits")
+
+
+def _refuse_wrong(values: Tensor, done: Tensor, cells: Sequence[Sequence[Patch]], metric: Metric | Function) -> None:
+    """Raises AnalysisError for a finished cell that is not finite, which NaN would pass off as an unfinished one."""
+    wrong = (~values.isfinite().cpu() & done).nonzero()
+    if len(wrong):
+        cell, pair = wrong[0].tolist()
+        where = ", ".join(f"{patch.point!r} of layer {patch.layer}" for patch in cells[cell])
+        raise AnalysisError(
+            f"the metric {metric_name(metric)} is {values[cell, pair].item()} on pair {pair} in cell {cell} (patched: {where}): "
+            f"not finite, as in {len(wrong)} cases in all; look at what is patched in"
+        )
 
 
 def _naively(
@@ -107,7 +134,7 @@ def _naively(
 ) -> PatchedRuns:
     """One whole pass for each cell: the reference, and the way for models whose passes are their own."""
     base = metric_of(metric, model(tokens, attention_mask=attention_mask), attention_mask)
-    values, complete = base.new_full((len(cells), len(base)), math.nan), True
+    values, complete, number = base.new_full((len(cells), len(base)), math.nan), True, 0
     try:
         for number, cell in enumerate(_shown(cells, progress)):
             edits = patch_edits(cell, source, model.config, tokens.shape[1])
@@ -123,14 +150,14 @@ def metric_of(metric: Metric | Function, logits: Tensor, attention_mask: Tensor 
     """The metric of whole logits: (pair,), or (1,) if it is one of all pairs together. Raises AnalysisError as the sweep."""
     if isinstance(metric, Metric):
         return _finite(metric(logits, attention_mask), metric.name)
-    name = getattr(metric, "__name__", repr(metric))
+    name = metric_name(metric)
     value = metric(logits)
     if not isinstance(value, (Tensor, float, int)):
         raise AnalysisError(f"the metric {name} gave {type(value).__name__}; expected a tensor, one number or one for each pair")
     value = torch.as_tensor(value, device=logits.device)
     if value.numel() != 1 and tuple(value.shape) != (len(logits),):
         raise AnalysisError(f"the metric {name} has shape {tuple(value.shape)}; expected one number, or ({len(logits)},)")
-    return _finite(value.reshape(-1), name)
+    return _finite(value.reshape(-1) if value.is_floating_point() else value.reshape(-1).double(), name)
 
 
 def _finite(value: Tensor, name: str) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from interp_gpt2.analysis.rows import require_eval
 from interp_gpt2.cache import ActivationCache
-from interp_gpt2.causal.activation_patching import MetricName, metric_name, metric_named
+from interp_gpt2.causal.activation_patching import MetricName, metric_named
 from interp_gpt2.causal.graph import Graph
-from interp_gpt2.causal.metrics import Function, Metric
+from interp_gpt2.causal.metrics import Function, Metric, metric_name
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.hooks import NO_HOOKS, Edits, Hooks, hook_point_names, resolve_edits
 from interp_gpt2.inputs import positions_and_visible

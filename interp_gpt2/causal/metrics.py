@@ -24,6 +24,7 @@ class Metric:
 
     `pos` counts a prompt's own tokens without padding, from the end when negative: one int for all prompts or (pair,).
     `tokens` (pair, n), or (1, n) for all pairs, are the columns of the vocabulary that it reads; None is all of them.
+    `compared_with`: the shape (pair, pos, d_vocab) of the logits that it compares others with, where it does.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Metric:
     pos: Positions
     tokens: Int[Tensor, "pair n"] | None
     ids: Int[Tensor, "pair m"] | None = None  # every token that it is about, read or compared with; for checks
+    compared_with: tuple[int, int, int] | None = None
 
     def value(self, logits: Float[Tensor, "case n"], pair: Int[Tensor, "case"]) -> Float[Tensor, "case"]:
         """The metric of the logits at its position, of its tokens alone where it names some; `pair` says whose they are."""
@@ -38,8 +40,13 @@ class Metric:
 
     def positions(self, n_pairs: int, n_pos: int, attention_mask: Tensor | None = None) -> Int[Tensor, "pair"]:
         """Where in the batch it looks. Raises AnalysisError for a position that a prompt does not have."""
+        if self.compared_with is not None and self.compared_with[:2] != (n_pairs, n_pos):
+            came = self.compared_with[:2]
+            raise AnalysisError(
+                f"{self.name} compares with logits (pair, pos) of {came}; those of this run are {(n_pairs, n_pos)}"
+            )
         real = torch.ones(n_pairs, n_pos, dtype=torch.bool) if attention_mask is None else attention_mask.bool().cpu()
-        pos = torch.as_tensor(self.pos)
+        pos = as_position(self.pos)
         if pos.ndim > 1 or (pos.ndim == 1 and len(pos) != n_pairs):
             raise AnalysisError(f"{self.name} looks at positions of shape {tuple(pos.shape)}; expected one, or ({n_pairs},)")
         found = []
@@ -52,6 +59,8 @@ class Metric:
 
     def check(self, n_pairs: int, d_vocab: int) -> None:
         """Raises TokenError for tokens that are not in the vocabulary, or are given for another number of pairs."""
+        if self.compared_with is not None and self.compared_with[2] != d_vocab:
+            raise TokenError(f"{self.name} compares with logits of {self.compared_with[2]} tokens; the vocabulary has {d_vocab}")
         for ids in (self.tokens, self.ids):
             if ids is None:
                 continue
@@ -132,7 +141,7 @@ def kl_divergence(
         wanted = logs.to(logits.device)[pair]
         return (wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1)
 
-    return replace(whole, measure=measure)
+    return replace(whole, measure=measure, compared_with=tuple(reference.shape))
 
 
 def _of(ids: Int[Tensor, "pair m"], values: Float[Tensor, "case d_vocab"], pair: Int[Tensor, "case"]) -> Float[Tensor, "case m"]:
@@ -153,6 +162,21 @@ def _weighted(weights: Float[Tensor, "pair m"]) -> Callable[[Tensor, Tensor], Te
         return (logits * (mine[pair] if len(mine) > 1 else mine)).sum(-1)
 
     return measure
+
+
+def as_position(pos: Positions) -> Int[Tensor, "*pair"]:
+    """One position or one of each pair, as a tensor. Raises AnalysisError for what is no whole number."""
+    try:
+        found = torch.as_tensor(pos)
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None or found.dtype not in (torch.int64, torch.int32):
+        raise AnalysisError(f"a metric looks at pos={pos!r}; a position is a whole number, -1 for the last, or one of each pair")
+    return found
+
+
+def metric_name(metric: Metric | Function) -> str:
+    return metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", type(metric).__name__)
 
 
 def as_ids(tokens: Ids) -> Int[Tensor, "pair n"]:

@@ -1,5 +1,6 @@
 """A patch: which piece of which activation is replaced, and by what."""
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -48,6 +49,9 @@ class Patch:
     def placed(self, config: GPT2Config, n_pos: int) -> "PlacedPatch":
         """The patch in a model and a length. Raises AnalysisError for a piece that the activation does not have."""
         name = self.name(config)
+        if self.value is not None and (not isinstance(self.value, Tensor) or self.value.is_complex()):
+            kind = self.value.dtype if isinstance(self.value, Tensor) else type(self.value).__name__
+            raise AnalysisError(f"the value to patch {name!r} with is {kind}; pass a tensor of numbers, torch.zeros(()) for 0")
         leaf = name.rpartition(".")[2]
         square, by_head = leaf in SQUARE_POINTS, leaf in HEAD_POINTS
         if self.heads is not None and not (square or by_head):
@@ -104,8 +108,16 @@ class PlacedPatch:
         return tuple(axis.reshape(-1, *[1] * (len(axes) - 1 - at)) for at, axis in enumerate(axes))
 
     def source(self, shape: Sequence[int], cache: Mapping[str, Tensor] | None) -> Tensor:
-        """What is patched in, as large as the activation. Raises ShapeError for an explicit value that does not fit."""
+        """What is patched in, as large as the activation. Raises ShapeError for what does not fit.
+
+        A value of its own may broadcast. Of a source run, one prompt may serve all; other lengths are other tokens.
+        """
         found = self.value if self.value is not None else cache[self.name]
+        if self.value is None and (found.shape[1:] != torch.Size(shape[1:]) or len(found) not in (1, shape[0])):
+            raise ShapeError(
+                f"the source run's {self.name!r} has shape {tuple(found.shape)}, this run's {tuple(shape)}; run the source over "
+                "as many tokens, or pass a value"
+            )
         try:
             return found.expand(*shape)
         except RuntimeError as error:
@@ -180,10 +192,20 @@ def _chosen(which: Which, n: int, axis: str, name: str) -> Tensor:
         return torch.arange(n)
     if isinstance(which, slice):
         which = range(n)[which]
-    indices = [which] if isinstance(which, int) else [int(at) for at in which]
+    given = which.tolist() if hasattr(which, "tolist") else which  # of a tensor or a NumPy array
+    given = list(given) if isinstance(given, Iterable) else [given]
+    if any(not _is_index(at) for at in given):
+        raise AnalysisError(
+            f"{axis} {which!r} of {name!r} is no whole number, slice or list of them; of a mask, pass mask.nonzero()[:, 0]"
+        )
+    indices = [operator.index(at) for at in given]
     for at in indices:
         if not -n <= at < n:
             raise AnalysisError(f"{name!r} has no {axis} {at} to patch; they are 0 to {n - 1}")
     if not indices:
         raise AnalysisError(f"a patch of {name!r} chooses no {axis} at all")
     return torch.tensor(sorted({at % n for at in indices}))
+
+
+def _is_index(at: object) -> bool:
+    return not isinstance(at, bool) and hasattr(at, "__index__")  # a mask would be read as indices 0 and 1

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from interp_gpt2.analysis.rows import require_eval
 from interp_gpt2.cache import ActivationCache
-from interp_gpt2.causal.activation_patching import Direction, MetricName, metric_name, metric_named, refuse_equal
+from interp_gpt2.causal.activation_patching import Direction, MetricName, metric_named, refuse_equal
 from interp_gpt2.causal.engine import BUDGET, PatchedRuns, metric_of, run_patches
 from interp_gpt2.causal.graph import Graph, Node
-from interp_gpt2.causal.metrics import Function, Metric
+from interp_gpt2.causal.metrics import Function, Metric, metric_name
 from interp_gpt2.causal.patch import Patch
 from interp_gpt2.causal.result import PatchingResult
 from interp_gpt2.errors import AnalysisError

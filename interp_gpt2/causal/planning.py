@@ -27,6 +27,8 @@ class Planning:
         found = []
         skipped = torch.ones(len(cells), len(self.last), dtype=torch.bool)
         for number, cell in enumerate(map(tuple, cells)):
+            if not cell:
+                continue
             changes = [self.changes(patch) for patch in cell]
             skipped[number] = ~torch.stack([change.any(1) for change in changes]).any(0)
             pairs = (~skipped[number]).nonzero()[:, 0]

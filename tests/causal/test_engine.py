@@ -288,3 +288,84 @@ def test_dropout_is_refused(make_gpt2):
     model = make_gpt2(GPT2Config(n_layers=1, n_heads=2, d_model=16, d_vocab=50, n_ctx=16, dropout=0.1)).train()
     with pytest.raises(AnalysisError, match=r"call model\.eval"):
         run_patches(model, torch.zeros(1, 4, dtype=torch.long), [[Patch("z", 0, value=torch.zeros(()))]], logit_difference(1, 2))
+
+
+@pytest.mark.parametrize("naive", [False, True])
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([Patch("z", 0)], r"cell 0 is Patch\(.*a cell is a list of patches"),
+        ([[Patch("z", 0, positions=torch.arange(9) == 3)]], "no whole number, slice or list of them; of a mask"),
+        ([[Patch("z", 0, heads=[True, False])]], "no whole number"),
+        ([[Patch("z", 0, positions=1.7)]], "position 1.7 of"),
+        ([[Patch("z", 0, value=0.0)]], "is float; pass a tensor"),
+    ],
+)
+def test_what_looks_like_a_patch_and_is_none_is_refused(model, cells, message, naive):
+    tokens, source = runs(model)
+    with pytest.raises(AnalysisError, match=message):
+        run_patches(model, tokens, cells, logit_difference(1, 2), source, naive=naive)
+
+
+@pytest.mark.parametrize("naive", [False, True])
+def test_a_source_run_over_other_lengths_is_not_broadcast(model, naive):
+    tokens, _ = runs(model)
+    _, source = model.run_with_cache(tokens[:, :1], ("z", 0))
+    with pytest.raises(ValueError, match=r"the source run's 'blocks.0.attn.z' has shape .* run the source over as many tokens"):
+        run_patches(model, tokens, [[Patch("z", 0)]], logit_difference(1, 2), source, naive=naive)
+
+
+@pytest.mark.parametrize("naive", [False, True])
+@pytest.mark.parametrize("metric", ["logit difference", "one number for all pairs"])
+def test_a_metric_that_is_not_finite_after_a_patch_is_refused_rather_than_taken_for_unfinished(model, metric, naive):
+    tokens, source = runs(model)
+    cells = [[Patch("z", 0)], [Patch("z", 0, 3, value=torch.tensor(torch.nan))]]
+    with pytest.raises(AnalysisError, match="not finite"):
+        run_patches(model, tokens, cells, METRICS[metric], source, naive=naive)
+
+
+@pytest.mark.parametrize("naive", [False, True])
+def test_no_patch_at_all_leaves_the_base_run(model, naive):
+    tokens, source = runs(model)
+    found = run_patches(model, tokens, [[], [Patch("z", 0)]], logit_difference(1, 2), source, naive=naive)
+    assert torch.equal(found.values[0], found.base)
+    assert not torch.equal(found.values[1], found.base)
+
+
+def test_whole_numbers_and_truths_are_metrics_that_an_interrupt_can_leave_nan(model):
+    tokens, source = runs(model)
+    found = run_patches(model, tokens, [[Patch("z", 0)]], lambda logits: logits[:, -1].argmax(-1), source)
+    naive = run_patches(model, tokens, [[Patch("z", 0)]], lambda logits: logits[:, -1].argmax(-1), source, naive=True)
+    assert found.values.is_floating_point()
+    assert torch.equal(found.values, naive.values)
+    truths = run_patches(model, tokens, [[Patch("z", 0)]], lambda logits: logits[:, -1, 1] > 0, source)
+    assert truths.values.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (torch.zeros(1, 9, 50), r"logits \(pair, pos\) of \(1, 9\); those of this run are \(2, 9\)"),
+        (torch.zeros(4, 9, 50), r"of \(4, 9\)"),
+        (torch.zeros(2, 5, 50), r"of \(2, 5\)"),
+        (torch.zeros(2, 9, 40), "logits of 40 tokens; the vocabulary has 50"),
+    ],
+)
+def test_a_divergence_from_the_logits_of_other_prompts_is_refused(model, reference, message):
+    tokens, source = runs(model)
+    with pytest.raises((AnalysisError, TokenError), match=message):
+        run_patches(model, tokens, [[Patch("z", 0)]], kl_divergence(reference), source)
+
+
+@pytest.mark.parametrize("metric", [None, "logit_difference"])
+def test_what_is_no_metric_is_refused(model, metric):
+    tokens, source = runs(model)
+    with pytest.raises(AnalysisError, match="is no metric"):
+        run_patches(model, tokens, [[Patch("z", 0)]], metric, source)
+
+
+@pytest.mark.parametrize("pos", [1.5, True, None, "end"])
+def test_a_metric_looks_at_a_whole_position(model, pos):
+    tokens, source = runs(model)
+    with pytest.raises(AnalysisError, match="a position is a whole number"):
+        run_patches(model, tokens, [[Patch("z", 0)]], logit_difference(1, 2, pos=pos), source)
