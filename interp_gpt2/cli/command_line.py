@@ -26,6 +26,7 @@ COMMANDS = {
     "patch": "which pieces of the model carry an answer: activation patching",
     "generate": "continue a prompt",
     "convert": "to Hugging Face or TransformerLens",
+    "push": "a run to the Hugging Face Hub, a branch for each step",
     "contract": "whether hook points keep their promises, on any model",
     "doctor": "versions, devices and files this installation has",
 }
@@ -104,7 +105,8 @@ def overview() -> str:
             "commands:",
             *commands,
             "",
-            "RUN is a run's directory, one of its checkpoints, or a name under checkpoints/.",
+            "RUN is a run's directory, one of its checkpoints, a name under checkpoints/, or",
+            "models of others: folders named after steps, nanoGPT's, someone/name on the Hub.",
             "`interp-gpt2 COMMAND --help` has options and examples; --debug shows tracebacks.",
             "",
             "examples:",

@@ -29,8 +29,11 @@ class Opened:
 def find_run(text: str) -> tuple["Run", int | None]:
     """The run called `text`, and the step if `text` is one of its checkpoints.
 
-    `text` is a run's directory, a checkpoint's directory, or the name of a run under checkpoints/.
+    `text` is a run's directory, a checkpoint's directory, or the name of a run under checkpoints/; or models that others
+    trained: a folder of folders named after steps, nanoGPT's output folder, or a repository on the Hub, someone/name.
     """
+    from interp_gpt2.runs.foreign import step_directories
+    from interp_gpt2.runs.hub import is_hub_name
     from interp_gpt2.runs.manifest import step_of_name
     from interp_gpt2.runs.run import Run
 
@@ -40,6 +43,12 @@ def find_run(text: str) -> tuple["Run", int | None]:
             return Run(path), None
         if step is not None and path.is_dir() and (path.parent / _RECORD).is_file():
             return Run(path.parent), step
+    if folders := step_directories(Path(text)):
+        return Run.from_directories(folders), None
+    if any(Path(text).glob("*.pt")):
+        return Run.from_nanogpt(text), None
+    if "/" in text and is_hub_name(text) and not Path(text).exists():
+        return Run.from_hub(text), None
     raise RunError(f"there is no run {text!r}: {_nearby()}")
 
 

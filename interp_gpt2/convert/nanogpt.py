@@ -7,6 +7,7 @@ whether rows of the embedding are padding, as 47 of nanoGPT's 50,304 are (`d_voc
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,33 @@ def load_nanogpt(path: Path | str, d_vocab: int | None = None, act_fn: ActFn = "
     Raises CheckpointError naming the tensor that is missing, unexpected or misshapen, ConversionError naming the field.
     """
     path = Path(path)
-    parts = read_archive(path)
+    parts = _parts(path, read_archive(path))
+    state = _unwrapped(tensors_by_name(parts["model"], f"{path.name}: model"))
+    return _model(state, _config_of_args(parts["model_args"], state, act_fn), d_vocab)
+
+
+@dataclass(frozen=True)
+class NanoGPTHeader:
+    """What a nanoGPT checkpoint says of itself: its number of updates, and the shape of its model."""
+
+    step: int
+    config: GPT2Config
+
+
+def nanogpt_header(path: Path | str, d_vocab: int | None = None, act_fn: ActFn = "gelu") -> NanoGPTHeader:
+    """The step and config of a nanoGPT checkpoint, without reading its tensors. Raises as `load_nanogpt`."""
+    path = Path(path)
+    parts = _parts(path, read_archive(path, mapped=True))
+    step = parts.get("iter_num")
+    if type(step) is not int or step < 0:
+        raise CheckpointError(f"{path.name}: iter_num={step!r} is no number of updates")
+    names = _unwrapped(tensors_by_name(parts["model"], f"{path.name}: model"))
+    config = _config_of_args(parts["model_args"], names, act_fn)
+    return NanoGPTHeader(step, config if d_vocab is None else GPT2Config.from_dict(config.to_dict() | {"d_vocab": d_vocab}))
+
+
+def _parts(path: Path, parts: Any) -> dict[str, Any]:
+    """The dictionary that train.py saves. Raises CheckpointError, ConversionError for anything else."""
     if not isinstance(parts, dict) or not isinstance(parts.get("model_args"), dict) or "model" not in parts:
         raise CheckpointError(
             f"{path.name} is no nanoGPT checkpoint, a dictionary with model and model_args; "
@@ -46,8 +73,7 @@ def load_nanogpt(path: Path | str, d_vocab: int | None = None, act_fn: ActFn = "
     for name in parts:
         if name not in _PARTS:
             raise ConversionError(f"{path.name} holds {name!r}, which nanoGPT does not write and we do not know")
-    state = _unwrapped(tensors_by_name(parts["model"], f"{path.name}: model"))
-    return _model(state, _config_of_args(parts["model_args"], state, act_fn), d_vocab)
+    return parts
 
 
 def load_state(path: Path | str) -> dict[str, Tensor]:

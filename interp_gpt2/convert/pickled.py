@@ -24,16 +24,17 @@ _REFUSALS = (
 )  # fmt: skip
 
 
-def read_archive(path: Path) -> Any:
+def read_archive(path: Path, mapped: bool = False) -> Any:
     """Tensors, numbers, strings and containers of them, as torch.save has written them since 2020: in a zip file.
 
-    On the CPU. Raises CheckpointError for anything else, before a byte of it is unpacked.
+    On the CPU; `mapped` leaves values on the disk until they are looked at. Raises CheckpointError for anything else, before
+    a byte of it is unpacked.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path.name} is not a zip file, as torch.save writes them; older and other formats are not read")
-    return _read(path)
+    return _read(path, mapped)
 
 
 def read_old_or_archive(path: Path) -> Any:
@@ -43,11 +44,11 @@ def read_old_or_archive(path: Path) -> Any:
     return _read(path)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, mapped: bool = False) -> Any:
     if zipfile.is_zipfile(path):
         _check_members(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except _REFUSALS as error:
         raise CheckpointError(f"{path.name} is damaged, or holds more than tensors: {_first_line(error)}") from error
 

@@ -18,15 +18,13 @@ from interp_gpt2.convert.pickled import read_old_or_archive, tensors_by_name
 from interp_gpt2.errors import CheckpointError, ConversionError
 from interp_gpt2.hf_format import NATIVE_MODEL_TYPE, check_hf_shapes, check_our_shapes, config_from_hf, state_from_hf
 from interp_gpt2.model import GPT2
-from interp_gpt2.runs.checkpoint import load_weights
+from interp_gpt2.runs.checkpoint import load_config, load_weights
+from interp_gpt2.runs.hub import INDEX, PICKLED, is_hub_name, local_copy
 from interp_gpt2.runs.manifest import CONFIG, HF_WEIGHTS, MANIFEST, NATIVE_WEIGHTS, step_of_name
 from interp_gpt2.runs.strict_json import parse
 from interp_gpt2.runs.tensor_files import TensorInfo, check_weight_dtypes, header_of_file, tensors_of_file
 
-INDEX = "model.safetensors.index.json"
-PICKLED = "pytorch_model.bin"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_WANTED = [CONFIG, HF_WEIGHTS, NATIVE_WEIGHTS, INDEX, "model-*.safetensors"]
 
 
 def load_pretrained(source: Path | str, revision: str | None = None) -> GPT2:
@@ -47,22 +45,46 @@ def load_pretrained(source: Path | str, revision: str | None = None) -> GPT2:
 def load_directory(directory: Path | str) -> tuple[GPT2Config, dict[str, Tensor]]:
     """Config and state dict (our names) of a model directory, ours or Hugging Face's. Raises as `load_pretrained`."""
     directory = Path(directory)
-    if os.path.lexists(directory / MANIFEST) or step_of_name(directory.name) is not None:
+    if is_ours(directory):
         return load_weights(directory)
-    path = directory / CONFIG
-    if not path.is_file():
-        raise CheckpointError(f"{directory} holds no model: {CONFIG} is missing")
-    fields = parse(path.read_bytes(), path)
-    try:
-        config = config_from_hf(fields)
-    except ConversionError as error:
-        raise ConversionError(f"{path}: {error}") from error
-    if fields.get("model_type") == NATIVE_MODEL_TYPE:
+    config, native = _foreign_config(directory)
+    if native:
         return config, _native_state(directory / NATIVE_WEIGHTS, config)
     try:
         return config, state_from_hf(_hf_tensors(directory, config), config)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from error
+
+
+def config_of_directory(directory: Path | str) -> GPT2Config:
+    """The config of a model directory, from its config.json alone. Raises as `load_pretrained`."""
+    directory = Path(directory)
+    return load_config(directory) if is_ours(directory) else _foreign_config(directory)[0]
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a model directory's weights, as `load_directory` chooses them. Raises CheckpointError."""
+    for name in (HF_WEIGHTS, INDEX, NATIVE_WEIGHTS, PICKLED):
+        if (directory / name).is_file():
+            return sorted(_shards(directory)) if name == INDEX else [directory / name]
+    raise CheckpointError(f"{directory}: no weights: neither {HF_WEIGHTS}, {INDEX} nor {PICKLED} is there")
+
+
+def is_ours(directory: Path) -> bool:
+    """Does a manifest vouch for it, or should one?"""
+    return os.path.lexists(directory / MANIFEST) or step_of_name(directory.name) is not None
+
+
+def _foreign_config(directory: Path) -> tuple[GPT2Config, bool]:
+    """The config, and whether the weights are under our names."""
+    path = directory / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{directory} holds no model: {CONFIG} is missing")
+    fields = parse(path.read_bytes(), path)
+    try:
+        return config_from_hf(fields), fields.get("model_type") == NATIVE_MODEL_TYPE
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error
 
 
 def _native_state(path: Path, config: GPT2Config) -> dict[str, Tensor]:
@@ -116,31 +138,11 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    """The local copy of a model on the Hub, downloaded if need be: its config and its safetensors, no code."""
-    parts = name.split("/")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or parts[0] in (".", "..") or (len(parts) == 2 and Path(parts[0]).is_dir()):
+    """The local copy of a model on the Hub, downloaded if need be: its config and its weights, no code."""
+    if not is_hub_name(name):
         raise CheckpointError(f"there is no directory {name}, and it is not a name on the Hugging Face Hub either")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.errors import LocalEntryNotFoundError as NotInCache
-
     try:
-        cached = Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED, local_files_only=True))
-        if (cached / CONFIG).is_file() and any(cached.glob("*.safetensors")):
-            return cached
-    except NotInCache:
-        pass  # then it is downloaded
-    except HFValidationError as error:
-        raise CheckpointError(f"there is no directory {name}, and no Hub name looks like this: {error}") from error
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED, etag_timeout=5))
-    except (HfHubHTTPError, OSError) as error:
-        hint = f" ({', '.join(SIZES)} are the published sizes)" if len(parts) == 1 and name not in SIZES else ""
-        raise CheckpointError(
-            f"there is no directory {name}, and the Hugging Face Hub cannot be asked for it or does not have it{hint}: "
-            f"{_first_line(error)}; without a network, give a directory with {CONFIG} and {HF_WEIGHTS}"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        return local_copy(name, revision)
+    except CheckpointError as error:
+        hint = f"; {', '.join(SIZES)} are the published sizes" if "/" not in name and name not in SIZES else ""
+        raise CheckpointError(f"there is no directory {name}, and {error}{hint}") from error

@@ -6,18 +6,20 @@
     metrics.jsonl                     one line per logged step
     step-00000000/, step-00000001/, step-00000002/, ...
 
-Reading only; what a trainer does to a run is in writing.py.
+Reading only; what a trainer does to a run is in writing.py. Models at steps that others trained have the same face: see
+foreign.py.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp_gpt2.config import GPT2Config
+from interp_gpt2.config import ActFn, GPT2Config
 from interp_gpt2.convert.huggingface import model_of_state
 from interp_gpt2.errors import CheckpointError, DataError, RunError
 from interp_gpt2.runs.checkpoint import load_config, load_weights, verify_checkpoint
-from interp_gpt2.runs.manifest import Manifest, read_manifest, step_name, step_of_name
+from interp_gpt2.runs.manifest import TOKENIZER_FILES, Manifest, read_manifest, step_name, step_of_name
 from interp_gpt2.runs.metrics import read_metrics
 from interp_gpt2.runs.strict_json import parse
 
@@ -53,6 +55,45 @@ class Run:
         if not (self.path / SETTINGS).is_file():
             raise RunError(_not_a_run(self.path))
 
+    @staticmethod
+    def from_hub(
+        repo: str,
+        steps: Iterable[int] | None = None,
+        revision: str | None = None,
+        cache_dir: Path | str | None = None,
+        tokenizer: "Tokenizer | None" = None,
+    ) -> "Run":
+        """A repository on the Hugging Face Hub whose branches, tags or folders are steps: see foreign.hub_run."""
+        from interp_gpt2.runs.foreign import hub_run
+
+        return hub_run(repo, steps, revision, cache_dir, tokenizer)
+
+    @staticmethod
+    def from_nanogpt(
+        path: Path | str, d_vocab: int | None = None, act_fn: ActFn = "gelu", tokenizer: "Tokenizer | None" = None
+    ) -> "Run":
+        """An output folder of nanoGPT, with one checkpoint or several: see foreign.nanogpt_run."""
+        from interp_gpt2.runs.foreign import nanogpt_run
+
+        return nanogpt_run(path, d_vocab, act_fn, tokenizer)
+
+    @staticmethod
+    def from_directories(
+        paths: Iterable[Path | str],
+        steps: Sequence[int] | None = None,
+        name: str | None = None,
+        tokenizer: "Tokenizer | None" = None,
+    ) -> "Run":
+        """Directories of models, one for each step: see foreign.directories_run."""
+        from interp_gpt2.runs.foreign import directories_run
+
+        return directories_run(paths, steps, name, tokenizer)
+
+    @property
+    def results(self) -> Path:
+        """The folder where sweeps keep their results unless told otherwise."""
+        return self.path / "sweeps"
+
     @property
     def name(self) -> str:
         return self.path.resolve().name
@@ -82,16 +123,7 @@ class Run:
 
     def checkpoint(self, step: int | None = None) -> Path:
         """The directory of the checkpoint at a step (None: the last). Raises RunError naming the nearest steps there are."""
-        steps = self.steps
-        if not steps:
-            raise RunError(f"{self.path} has no checkpoints yet")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            below = [s for s in steps if s < step][-1:]
-            above = [s for s in steps if s > step][:1]
-            nearest = " and ".join(str(s) for s in below + above)
-            raise RunError(f"{self.path} has no checkpoint at step {step!r}; the nearest: {nearest} ({len(steps)} in all)")
-        return self.path / step_name(step)
+        return self.path / step_name(self._known(step))
 
     def model(self, step: int | None = None) -> "GPT2":
         """The model at a step (None: the last), verified, in eval mode on the CPU.
@@ -109,7 +141,16 @@ class Run:
     @property
     def config(self) -> GPT2Config:
         """The model's shape, from the last checkpoint."""
-        return load_config(self.checkpoint())
+        return self.config_at()
+
+    def config_at(self, step: int | None = None) -> GPT2Config:
+        """The shape of the model at a step (None: the last), from its config.json alone. Raises CheckpointError."""
+        return load_config(self.checkpoint(step))
+
+    def tokenizer_sha256_at(self, step: int) -> str | None:
+        """SHA-256 of the tokenizer's file beside the model at a step, to tell tokenizers apart; None where there is none."""
+        entry = self._manifest(step).files.get(TOKENIZER_FILES[0])
+        return None if entry is None else entry.sha256
 
     def tokenizer(self) -> "Tokenizer":
         from interp_gpt2.tokenizers import load_tokenizer
@@ -167,6 +208,19 @@ class Run:
         what = "training can resume from" if resumable else "is whole"
         refused = "".join(f"; {reason}" for _, reason in skipped[:3])
         raise RunError(f"{self.path} has no checkpoint that {what}, among {len(self.steps)}{refused}")
+
+    def _known(self, step: int | None) -> int:
+        """The step, or the last one for None. Raises RunError naming the nearest steps there are."""
+        steps = self.steps
+        if not steps:
+            raise RunError(f"{self.path} has no checkpoints yet")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            below = [s for s in steps if s < step][-1:]
+            above = [s for s in steps if s > step][:1]
+            nearest = " and ".join(str(s) for s in below + above)
+            raise RunError(f"{self.path} has no checkpoint at step {step!r}; the nearest: {nearest} ({len(steps)} in all)")
+        return step
 
     def _manifest(self, step: int) -> Manifest:
         return read_manifest(self.checkpoint(step))

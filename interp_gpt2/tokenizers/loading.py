@@ -51,11 +51,12 @@ def _size_of(kind: str) -> int:
 def load_tokenizer(directory: Path | str) -> Tokenizer:
     """The tokenizer saved in `directory`, rebuilt from its tokenizer.json alone, with no network.
 
-    Also reads the tokenizer.json of a published GPT-2. What it finds is verified: GPT-2's merges by their SHA-256, and
+    Also reads the tokenizer.json of a published GPT-2, or the vocab.json and merges.txt that older ones have. What it finds is verified: GPT-2's merges by their SHA-256, and
     every kind against the hash in tokenizer_config.json where we wrote one. Raises TokenizerError naming the file.
     """
     path = Path(directory) / "tokenizer.json"
-    parsed, config = _read_json(path), {}
+    older = not path.exists() and (path.parent / "vocab.json").exists()
+    parsed, config = _of_merges(path.parent) if older else _read_json(path), {}
     if (path.parent / "tokenizer_config.json").exists():
         config = _read_json(path.parent / "tokenizer_config.json")
     try:
@@ -70,6 +71,22 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
             f"{path} was altered: its SHA-256 begins with {tokenizer.sha256[:8]}, {expected[:8]} was saved; copy it again"
         )
     return tokenizer
+
+
+def _of_merges(directory: Path) -> dict[str, Any]:
+    """What tokenizer.json would say, from the two files that GPT-2 was published with."""
+    path = directory / "merges.txt"
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"no tokenizer to load: {path} cannot be read, which {directory / 'vocab.json'} needs") from error
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    return {
+        "model": {"type": "BPE", "vocab": _read_json(directory / "vocab.json"), "merges": merges},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "normalizer": None,
+        "added_tokens": [],
+    }
 
 
 def _rebuild(parsed: dict[str, Any]) -> Tokenizer:
