@@ -6,7 +6,7 @@ read does not say that the model uses it. Alain and Bengio 2016, "Understanding 
 classifier probes"; Hewitt and Liang 2019, "Designing and Interpreting Probes with Control Tasks".
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -57,23 +57,19 @@ def linear_probe(activations: Float[Tensor, "window pos d"], data: ProbeSet, lab
     Mean and standard deviation are the training tokens'; L2 penalty, C = 0.1; several classes are multinomial. The
     control's training labels are permuted among the training tokens (the same permutation always).
 
-    Raises AnalysisError for a label the set does not hold, or activations that are not finite.
+    Raises AnalysisError for a label the set does not hold or that has one class only, or activations that are not finite.
     """
     from threadpoolctl import threadpool_limits  # scikit-learn's own
 
     of = data.label(label)
-    train_x, train_y, test_x, test_y, documents = _split(activations, data, of)
-    if not np.isfinite(train_x).all() or not np.isfinite(test_x).all():
-        raise AnalysisError("the activations are not finite, so that no probe can be fitted; has the model diverged?")
-    mean, spread = train_x.mean(0), train_x.std(0)
-    spread[spread == 0] = 1  # a constant tells nothing, and stays nothing
-    train_x, test_x = (train_x - mean) / spread, (test_x - mean) / spread
+    train_x, train_y, test_x, test_y, documents = labelled_halves(activations, data, label)
     shuffled_y = np.random.default_rng(0).permutation(train_y)
     n_classes = of.current_token.shape[1]
     # These products are so small that handing them to other threads costs more than they do: on two busy cores, 7 s a probe
     # in place of 0.07.
     with threadpool_limits(1):
-        real, shuffled = (score(_fitted_scores(train_x, y, test_x, n_classes), test_y, documents) for y in (train_y, shuffled_y))
+        said = (fitted_probe(train_x, y).probabilities(test_x, n_classes) for y in (train_y, shuffled_y))
+        real, shuffled = (score(scores, test_y, documents) for scores in said)
     return LinearProbe(label, of.contextual, real, shuffled, len(train_y))
 
 
@@ -100,13 +96,45 @@ def _split(activations: Tensor, data: ProbeSet, of: LabelledTokens) -> tuple[np.
     return activations[train].numpy(), of.labels[train].numpy(), activations[test].numpy(), of.labels[test].numpy(), documents
 
 
-def _fitted_scores(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, n_classes: int) -> Float[np.ndarray, "n class"]:
+def labelled_halves(activations: Float[Tensor, "window pos d"], data: ProbeSet, label: str) -> tuple[np.ndarray, ...]:
+    """Of the labelled tokens: training activations and classes, test activations and classes, and the latter's documents.
+
+    Activations are standardised by the training tokens' mean and standard deviation. Raises AnalysisError for a label the
+    set does not hold or that has one class only, or activations that are not finite.
+    """
+    train_x, train_y, test_x, test_y, documents = _split(activations, data, data.label(label))
+    if not np.isfinite(train_x).all() or not np.isfinite(test_x).all():
+        raise AnalysisError("the activations are not finite, so that no probe can be fitted; has the model diverged?")
+    for half, classes in (("training", train_y), ("test", test_y)):
+        if len(np.unique(classes)) < 2:
+            raise AnalysisError(
+                f"label {label!r} has one class only in the {len(classes)} {half} tokens; take more text or another label"
+            )
+    mean, spread = train_x.mean(0), train_x.std(0)
+    spread[spread == 0] = 1  # a constant tells nothing, and stays nothing
+    return (train_x - mean) / spread, train_y, (test_x - mean) / spread, test_y, documents
+
+
+@dataclass(frozen=True, eq=False)
+class FittedProbe:
+    """A logistic regression: what it gives each class that it was trained on."""
+
+    classes: Int[np.ndarray, "class"]
+    weights: Float[np.ndarray, "class d"]  # one row for two classes
+    predict: Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n class"]]
+
+    def probabilities(self, x: Float[np.ndarray, "n d"], n_classes: int) -> Float[np.ndarray, "n class"]:
+        scores = np.zeros((len(x), n_classes))
+        scores[:, self.classes] = self.predict(x)
+        return scores
+
+
+def fitted_probe(x: Float[np.ndarray, "n d"], y: Int[np.ndarray, "n"]) -> FittedProbe:
+    """The probe of standardised activations for these classes."""
     from sklearn.linear_model import LogisticRegression
 
-    probe = LogisticRegression(C=_C, max_iter=_MAX_ITER).fit(train_x, train_y)
-    scores = np.zeros((len(test_x), n_classes))
-    scores[:, probe.classes_] = probe.predict_proba(test_x)
-    return scores
+    probe = LogisticRegression(C=_C, max_iter=_MAX_ITER).fit(x, y)
+    return FittedProbe(probe.classes_, probe.coef_, probe.predict_proba)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,19 +155,20 @@ class Probes(Analysis):
         rows = []
         for name in names:
             for kind, found in vars(baselines(self.data, name)).items():
-                rows += _score_rows(f"_{kind}", found, {"label": name})
+                rows += score_rows(f"_{kind}", found, {"label": name})
         for where, stream in _streams(model, self.data.tokens):
             for name in names:
                 probe = linear_probe(stream, self.data, name)
-                rows += _score_rows("", probe.score, {"label": name, **where})
-                rows += _score_rows("_shuffled", probe.shuffled, {"label": name, **where})
+                rows += score_rows("", probe.score, {"label": name, **where})
+                rows += score_rows("_shuffled", probe.shuffled, {"label": name, **where})
         return rows
 
 
-def _score_rows(kind: str, found: Score, where: Row) -> list[Row]:
+def score_rows(kind: str, found: Score, where: Row, probe: str = "probe") -> list[Row]:
+    """A row each for accuracy and AUROC, with intervals: "probe_accuracy" and so on, `kind` at the end."""
     values = asdict(found)
     return [
-        {"metric": f"probe_{metric}{kind}", **where, "value": values[metric], "n": found.n}
+        {"metric": f"{probe}_{metric}{kind}", **where, "value": values[metric], "n": found.n}
         | {"low": values[f"{metric}_low"], "high": values[f"{metric}_high"]}
         for metric in ("accuracy", "auroc")
     ]
@@ -227,7 +256,7 @@ class BestNeurons(Analysis):
 
     def __call__(self, model: GPT2) -> list[Row]:
         rows = []
-        for layer, activations in _mlp_activations(model, self.data.tokens):
+        for layer, activations in mlp_activations(model, self.data.tokens):
             for best in best_neurons(activations, self.data, self.labels):
                 where = {"hook_point": f"blocks.{layer}.mlp.post", "layer": layer, "neuron": best.neuron, "label": best.label}
                 rows += [
@@ -240,7 +269,8 @@ class BestNeurons(Analysis):
 
 
 @torch.no_grad()
-def _mlp_activations(model: GPT2, tokens: Int[Tensor, "window pos"]) -> Iterator[tuple[int, Float[Tensor, "window pos neuron"]]]:
+def mlp_activations(model: GPT2, tokens: Int[Tensor, "window pos"]) -> Iterator[tuple[int, Float[Tensor, "window pos neuron"]]]:
+    """Each layer's neurons in turn, of all tokens at once. Raises AnalysisError for a model without MLPs."""
     require_eval(model)
     if model.config.attn_only or model.config.n_layers == 0:
         raise AnalysisError("the model has no MLP, and so no neurons")
@@ -287,7 +317,7 @@ def max_activating_contexts(model: GPT2, data: ProbeSet, layer: int, neuron: int
             f"there is no neuron {neuron} in layer {layer}: the model has {model.config.n_layers} layers of "
             f"{0 if model.config.attn_only else model.config.d_mlp} neurons"
         )
-    activations = next(values for at, values in _mlp_activations(model, data.tokens) if at == layer)[..., neuron].cpu()
+    activations = next(values for at, values in mlp_activations(model, data.tokens) if at == layer)[..., neuron].cpu()
     real = torch.arange(data.tokens.shape[1]) < data.lengths[:, None]
     values = activations[real].double()
     contexts = top_contexts(activations, data, k, width)

@@ -1,0 +1,66 @@
+"""A standard error for an AUROC, without resampling, for tokens of one document that are not independent.
+
+DeLong, DeLong and Clarke-Pearson 1988, "Comparing the areas under two or more correlated receiver operating
+characteristic curves"; Obuchowski 1997, "Nonparametric analysis of clustered ROC curve data", whose clusters are documents
+here. With every token its own cluster the second is the first.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from interp_gpt2.analysis.classification import average_ranks
+from interp_gpt2.analysis.rows import Z_95
+from interp_gpt2.errors import AnalysisError
+
+
+@dataclass(frozen=True)
+class AurocInterval:
+    """An AUROC with its standard error, and a 95 % interval that is symmetric in its logit and so stays within 0 and 1."""
+
+    auroc: float
+    stderr: float
+    low: float
+    high: float
+    n: int
+
+
+def delong(
+    values: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], documents: Int[np.ndarray, "n"] | None = None
+) -> AurocInterval:
+    """AUROC of `values` for `positive`, its standard error over documents (None: over tokens, as if they were independent).
+
+    Raises AnalysisError without two documents that hold positives and two that hold negatives, or for a value that is not
+    finite.
+    """
+    clusters = np.arange(len(values)) if documents is None else np.unique(documents, return_inverse=True)[1]
+    kinds = [clusters[positive], clusters[~positive]]
+    n_with = [len(np.unique(kind)) for kind in kinds]
+    if min(n_with) < 2:
+        raise AnalysisError(
+            f"an interval needs two documents with positives and two with negatives; there are {n_with[0]} and {n_with[1]}"
+        )
+    n_positive, n_negative = (len(kind) for kind in kinds)
+    ranks = average_ranks(values[:, None])[:, 0]
+    above = (ranks[positive] - average_ranks(values[positive, None])[:, 0]) / n_negative  # of negatives, for each positive
+    below = 1 - (ranks[~positive] - average_ranks(values[~positive, None])[:, 0]) / n_positive
+    auroc = float(above.mean())
+    n_clusters = int(clusters.max()) + 1
+    of_positives, of_negatives = (  # a document's sum, less what it would be if its tokens were like all others
+        np.bincount(kind, parts - auroc, n_clusters) for kind, parts in zip(kinds, (above, below), strict=True)
+    )
+    variance = n_with[0] / (n_with[0] - 1) * float(of_positives @ of_positives) / n_positive**2
+    variance += n_with[1] / (n_with[1] - 1) * float(of_negatives @ of_negatives) / n_negative**2
+    variance += 2 * n_clusters / (n_clusters - 1) * float(of_positives @ of_negatives) / (n_positive * n_negative)
+    stderr = math.sqrt(max(variance, 0.0))
+    return AurocInterval(auroc, stderr, *_within_0_and_1(auroc, stderr), len(values))
+
+
+def _within_0_and_1(auroc: float, stderr: float) -> tuple[float, float]:
+    if not 0 < auroc < 1:
+        return auroc, auroc
+    middle, reach = math.log(auroc / (1 - auroc)), Z_95 * stderr / (auroc * (1 - auroc))
+    low, high = (1 / (1 + math.exp(-min(max(middle + sign * reach, -700.0), 700.0))) for sign in (-1, 1))
+    return low, high
