@@ -9,7 +9,6 @@ Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; Olsson 
 Induction Heads".
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp_gpt2.analysis.rows import Analysis, Row, interval, require_eval
+from interp_gpt2.analysis.rows import Analysis, Row, interval, ratio_of_sums, require_eval
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
 
@@ -346,15 +345,11 @@ def _to_scores(
     """Means over all queries, from each sequence's sum and number of queries, with the standard errors of these ratios."""
     scores = {}
     for i, metric in enumerate(metrics):
-        n_queries, units = int(n[i].sum()), int((n[i] > 0).sum())
+        n_queries = int(n[i].sum())
         if n_queries == 0:
             repeats = metric in ("duplicate_token", "induction")
             why = "no token occurs twice in a sequence" if repeats else "no sequence has a second token"
             raise AnalysisError(f"no query qualifies for the {metric} score: {why}; pass longer sequences")
-        value = sums[i].sum(-2) / n_queries
-        # Linearised variance of a ratio of sums over sequences (Cochran 1977, "Sampling Techniques", 6.3).
-        residual = sums[i] - value.unsqueeze(-2) * n[i][:, None]
-        correction = units / (units - 1) if units > 1 else math.nan
-        stderr = (residual.square().sum(-2) * correction).sqrt() / n_queries
+        value, stderr = ratio_of_sums(sums[i].transpose(-1, -2), n[i].double())
         scores[metric] = HeadScore(metric, value, stderr, float(uniform[i].sum()) / n_queries, n_queries)
     return scores

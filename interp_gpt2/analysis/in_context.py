@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp_gpt2.analysis.loss import token_losses
+from interp_gpt2.analysis.references import ReferenceLosses
 from interp_gpt2.analysis.rows import Analysis, Row, interval, standard_error
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
@@ -48,22 +48,31 @@ def in_context_learning_score(losses: Float[Tensor, "batch pos"]) -> InContextLe
 class InContextLearningScore(Analysis):
     """`in_context_learning_score` for a sweep.
 
-    Rows "in_context_learning" with a 95 % interval, "early_loss" and "late_loss"; without a value (null) where there are
-    fewer than 64 positions. `tokens` holds one more token than there are positions.
+    Rows "in_context_learning" with a 95 % interval, "early_loss" and "late_loss", and with the `reference`'s name behind
+    them ("in_context_learning_trigram") what it scores on the same windows: what a model must go below before its score
+    says more than that; without a value (null) where there are fewer than 64 positions. `tokens` holds one more token than
+    there are positions.
     """
 
     tokens: Int[Tensor, "batch pos+1"]
     batch_size: int = 16
     name: str = "in_context_learning"
+    reference: ReferenceLosses | None = None
 
     def __call__(self, model: GPT2) -> list[Row]:
-        n, n_pos = self.tokens.shape[0], self.tokens.shape[1] - 1
-        if n_pos < SHORTEST:
-            return [{"metric": metric, "n": n} for metric in ("in_context_learning", "early_loss", "late_loss")]
-        with torch.no_grad():
-            found = in_context_learning_score(token_losses(model, self.tokens, self.batch_size))
-        return [
-            {"metric": "in_context_learning", "value": found.score, "n": n, **interval(found.score, found.stderr)},
-            {"metric": "early_loss", "value": found.early, "n": n},
-            {"metric": "late_loss", "value": found.late, "n": n},
-        ]
+        suffixes = ["", self.reference.suffix] if self.reference else [""]
+        if self.tokens.shape[1] - 1 < SHORTEST:
+            metrics = ("in_context_learning", "early_loss", "late_loss")
+            return [{"metric": metric + suffix, "n": len(self.tokens)} for suffix in suffixes for metric in metrics]
+        rows = _rows("", token_losses(model, self.tokens, self.batch_size))
+        return rows + _rows(suffixes[1], self.reference.losses) if self.reference else rows
+
+
+def _rows(suffix: str, losses: Float[Tensor, "batch pos"]) -> list[Row]:
+    found = in_context_learning_score(losses)
+    n = found.n
+    return [
+        {"metric": f"in_context_learning{suffix}", "value": found.score, "n": n, **interval(found.score, found.stderr)},
+        {"metric": f"early_loss{suffix}", "value": found.early, "n": n},
+        {"metric": f"late_loss{suffix}", "value": found.late, "n": n},
+    ]

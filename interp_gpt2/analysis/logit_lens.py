@@ -112,10 +112,10 @@ def logit_lens_of(
         kl=torch.empty(shape, dtype=torch.float64),
         entropy=torch.empty(shape, dtype=torch.float64),
     )
-    for part in _chunks(batch, n_pos, model.config.d_vocab):
-        final = _log_probabilities(model, streams[-1][part])
+    for part in logit_chunks(batch, n_pos, model.config.d_vocab):
+        final = lens_log_probabilities(model, streams[-1][part])
         for layer in range(n_layers):
-            log_probs = _log_probabilities(model, streams[layer][part])
+            log_probs = lens_log_probabilities(model, streams[layer][part])
             at = (layer, *part)
             lens.top_tokens[at], lens.top_probabilities[at] = _top(log_probs, top_k)
             lens.target_rank[at], lens.target_log_probability[at] = _target(log_probs, targets[part])
@@ -135,7 +135,7 @@ def _check(model: GPT2, streams: Tensor, targets: Tensor, top_k: int) -> None:
         raise AnalysisError(f"a target is not in the vocabulary: ids are 0 to {d_vocab - 1}, and {NO_TARGET} for no target")
 
 
-def _chunks(batch: int, n_pos: int, d_vocab: int) -> Iterator[tuple[slice, slice]]:
+def logit_chunks(batch: int, n_pos: int, d_vocab: int) -> Iterator[tuple[slice, slice]]:
     """Blocks of (batch, pos) whose logits fit in a chunk: whole sequences, or stretches of one where these are too long."""
     pos_step = max(1, min(n_pos, _CHUNK // d_vocab))
     batch_step = max(1, _CHUNK // (d_vocab * n_pos))
@@ -144,7 +144,8 @@ def _chunks(batch: int, n_pos: int, d_vocab: int) -> Iterator[tuple[slice, slice
             yield slice(b, b + batch_step), slice(p, p + pos_step)
 
 
-def _log_probabilities(model: GPT2, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+def lens_log_probabilities(model: GPT2, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+    """What the model would predict from this stream, in float64. Raises AnalysisError if it is not finite."""
     logits = model.unembed(resid)
     # Float64 from here on, which Apple's GPUs lack: in float32 the KL of nearly equal predictions comes out negative.
     logits = (logits.cpu() if logits.device.type == "mps" else logits).double()

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp_gpt2.analysis.references import ReferenceLosses
 from interp_gpt2.analysis.rows import Analysis, Row, interval, require_eval, standard_error
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.inputs import check_tokens
@@ -92,23 +93,26 @@ class LossByPosition(Analysis):
     """`loss_by_position` for a sweep.
 
     A "loss" row for each position, one "mean_loss" row over all of them, and "loss_uniform" = ln d_vocab, the loss of
-    a model that knows nothing. `tokens` holds one more token than there are positions; `positions` default to all.
+    a model that knows nothing. For each of `references`, "loss_trigram" and "mean_loss_trigram" and so on: what that
+    predictor loses on the same tokens. `tokens` holds one more token than there are positions; `positions` default to all.
     """
 
     tokens: Int[Tensor, "batch pos+1"]
     positions: tuple[int, ...] | None = None
     batch_size: int = 16
     name: str = "loss_by_position"
+    references: tuple[ReferenceLosses, ...] = ()
 
     def __call__(self, model: GPT2) -> list[Row]:
-        losses = token_losses(model, self.tokens, self.batch_size)
-        mean, by_position = mean_loss(losses, self.positions), loss_by_position(losses, self.positions)
-        rows: list[Row] = [
-            {"metric": "loss_uniform", "value": math.log(model.config.d_vocab)},
-            {"metric": "mean_loss", "value": mean.loss, "n": mean.n_tokens, **interval(mean.loss, mean.stderr)},
-        ]
-        for position, loss, stderr in zip(
-            by_position.positions, by_position.loss.tolist(), by_position.stderr.tolist(), strict=True
-        ):
-            rows.append({"metric": "loss", "position": position, "value": loss, "n": by_position.n, **interval(loss, stderr)})
+        rows: list[Row] = [{"metric": "loss_uniform", "value": math.log(model.config.d_vocab)}]
+        measured = {"": token_losses(model, self.tokens, self.batch_size)}
+        measured |= {reference.suffix: reference.losses for reference in self.references}
+        for suffix, losses in measured.items():
+            mean, by_position = mean_loss(losses, self.positions), loss_by_position(losses, self.positions)
+            mean_row = {"metric": f"mean_loss{suffix}", "value": mean.loss, "n": mean.n_tokens}
+            rows.append({**mean_row, **interval(mean.loss, mean.stderr)})
+            found = zip(by_position.positions, by_position.loss.tolist(), by_position.stderr.tolist(), strict=True)
+            for position, loss, stderr in found:
+                row = {"metric": f"loss{suffix}", "position": position, "value": loss, "n": by_position.n}
+                rows.append({**row, **interval(loss, stderr)})
         return rows

@@ -8,8 +8,11 @@ from interp_gpt2.analysis.attention_patterns import HeadScores
 from interp_gpt2.analysis.in_context import InContextLearningScore
 from interp_gpt2.analysis.logit_lens import LensByLayer
 from interp_gpt2.analysis.loss import LossByPosition
+from interp_gpt2.analysis.ngram_agreement import NGramAgreement
+from interp_gpt2.analysis.references import reference_losses, strongest_reference
 from interp_gpt2.analysis.rows import Analysis
 from interp_gpt2.analysis.sequences import HEAD_SEQUENCES, Sequences, held_out
+from interp_gpt2.analysis.token_classes import LossByTokenClass
 from interp_gpt2.data.source import Source
 from interp_gpt2.errors import AnalysisError
 
@@ -30,8 +33,26 @@ REGISTRY = {
         HEAD_SEQUENCES,
         lambda found: HeadScores(found.inputs, ("induction",), name="induction_heads"),
     ),
-    "in_context_learning": Registered("late loss minus early loss", 64, lambda found: InContextLearningScore(found.tokens)),
-    "loss_by_position": Registered("the loss at each position", 64, lambda found: LossByPosition(found.tokens)),
+    "in_context_learning": Registered(
+        "late loss minus early loss, beside the trigram's or the Bayes bigram's",
+        64,
+        lambda found: InContextLearningScore(found.tokens, reference=strongest_reference(found.source, found.tokens)),
+    ),
+    "loss_by_position": Registered(
+        "the loss at each position, beside those of n-grams or the best possible",
+        64,
+        lambda found: LossByPosition(found.tokens, references=reference_losses(found.source, found.tokens)),
+    ),
+    "loss_by_token_class": Registered(
+        "the loss on letters, digits, word starts, repeated bigrams, ...; on predictable and other states",
+        64,
+        lambda found: LossByTokenClass.of(found.source, found.tokens),
+    ),
+    "ngram_agreement": Registered(
+        "the KL divergence from unigram, bigram and trigram, or from the best possible",
+        32,
+        lambda found: NGramAgreement.of(found.source, found.tokens),
+    ),
     "lens_by_layer": Registered("the logit lens of every layer", 16, lambda found: LensByLayer(found.inputs)),
 }
 

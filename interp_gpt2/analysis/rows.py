@@ -62,6 +62,21 @@ def standard_error(values: Float[Tensor, "n"]) -> float:
     return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
+def ratio_of_sums(
+    sums: Float[Tensor, "*lead unit"], counts: Float[Tensor, "*#lead unit"]
+) -> tuple[Float[Tensor, "*lead"], Float[Tensor, "*lead"]]:
+    """Mean per count, sum(sums) / sum(counts), and its standard error with the last axis as the independent units.
+
+    For means over tokens of which some sequences hold more than others: the linearised variance of a ratio (Cochran 1977,
+    "Sampling Techniques", 6.3). NaN where nothing was counted; the standard error also where only one unit counts.
+    """
+    n, units = counts.sum(-1), (counts > 0).sum(-1)
+    value = sums.sum(-1) / n
+    residual = sums - value.unsqueeze(-1) * counts
+    correction = torch.where(units > 1, units / (units - 1).clamp(min=1), math.nan)
+    return value, (residual.square().sum(-1) * correction).sqrt() / n
+
+
 def interval(value: float, stderr: float) -> dict[str, float]:
     """The `low` and `high` of a row, from a standard error; none where that is unknown (NaN)."""
     return {} if math.isnan(stderr) else {"low": value - Z_95 * stderr, "high": value + Z_95 * stderr}

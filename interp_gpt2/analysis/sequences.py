@@ -17,10 +17,11 @@ HEAD_SEQUENCES = 32
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """Tokens to measure on, with one more than the model's inputs, and what they are in words."""
+    """Tokens to measure on, with one more than the model's inputs, what they are in words, and whose they are."""
 
     tokens: Int[Tensor, "batch pos+1"]
     are: str
+    source: Source | None = None
 
     @property
     def inputs(self) -> Int[Tensor, "batch pos"]:
@@ -31,9 +32,9 @@ def held_out(source: Source, n_ctx: int, n: int | None = None) -> Sequences:
     """`n` sequences, evenly spaced over the whole validation split (all of it where it has no more)."""
     tokens = torch.cat(list(source.validation(n_ctx, 256)))
     if n is None or len(tokens) <= n:
-        return Sequences(tokens, f"all {len(tokens):,} held-out sequences of {source.name}")
+        return Sequences(tokens, f"all {len(tokens):,} held-out sequences of {source.name}", source)
     chosen = torch.arange(n) * len(tokens) // n
-    return Sequences(tokens[chosen], f"{n:,} held-out sequences of {source.name}, evenly spaced")
+    return Sequences(tokens[chosen], f"{n:,} held-out sequences of {source.name}, evenly spaced", source)
 
 
 def repeated_random(config: GPT2Config, n: int = HEAD_SEQUENCES) -> Sequences:

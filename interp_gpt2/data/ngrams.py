@@ -20,6 +20,13 @@ class _Level:
     totals: Int[np.ndarray, " context"]  # occurrences of the context
     types: Int[np.ndarray, " context"]  # different tokens seen after it
 
+    def followers(
+        self, contexts: Int[np.ndarray, " context"], d_vocab: int
+    ) -> tuple[Int[np.ndarray, " context"], Int[np.ndarray, " context"]]:
+        """Where in `codes` what was seen after each context begins and ends: nowhere, both the same, after one never seen."""
+        first = contexts * d_vocab
+        return np.searchsorted(self.codes, first), np.searchsorted(self.codes, first + d_vocab)
+
     def interpolated(
         self, codes: Int[np.ndarray, "..."], contexts: Int[np.ndarray, "..."], lower: Float[np.ndarray, "..."]
     ) -> Float[np.ndarray, "..."]:
@@ -47,13 +54,13 @@ class NGramModel:
             raise DataError(f"{len(tokens)} tokens hold no {order}-gram; give more text")
         if d_vocab**order >= 2**63:
             raise DataError(f"d_vocab={d_vocab} is too large for {order}-grams; use order={order - 1}")
-        return cls(d_vocab, tuple(_count(_codes(tokens, n, d_vocab), d_vocab) for n in range(1, order + 1)))
+        return cls(d_vocab, tuple(_count(codes_of(tokens, n, d_vocab), d_vocab) for n in range(1, order + 1)))
 
     def token_losses(self, tokens: Int[np.ndarray, " token"], order: int) -> Float[np.ndarray, " token_minus_1"]:
         """Loss in nats of each token but the first, given up to order - 1 tokens before it."""
         probability = np.full(len(tokens), 1 / self.d_vocab)
         for n, level in enumerate(self.levels[:order], start=1):
-            codes = _codes(tokens, n, self.d_vocab)  # of the n-gram that ends at each token from n - 1 on
+            codes = codes_of(tokens, n, self.d_vocab)  # of the n-gram that ends at each token from n - 1 on
             probability[n - 1 :] = level.interpolated(codes, codes // self.d_vocab, probability[n - 1 :])
         return -np.log(probability[1:])
 
@@ -70,7 +77,8 @@ class NGramModel:
         return probability
 
 
-def _codes(tokens: Int[np.ndarray, " token"], n: int, d_vocab: int) -> Int[np.ndarray, " gram"]:
+def codes_of(tokens: Int[np.ndarray, " token"], n: int, d_vocab: int) -> Int[np.ndarray, " gram"]:
+    """A number for each n-gram of `tokens`, in order: its tokens read as digits in base d_vocab."""
     code = np.zeros(max(0, len(tokens) - n + 1), dtype=np.int64)
     for offset in range(n):
         code = code * d_vocab + tokens[offset : offset + len(code)]

@@ -106,7 +106,7 @@ class RepeatedSource:
         return range(n_ctx)
 
     def references(self, n_ctx: int) -> list[Reference]:
-        period, n = self._period(n_ctx), self.n_held_out * n_ctx
+        period, n = self.period_of(n_ctx), self.n_held_out * n_ctx
         uniform = log(self.tokenizer.d_vocab)
         copied = max(0, n_ctx - period + 1)  # predictions of a token that stood `period` tokens before
         return [
@@ -123,11 +123,12 @@ class RepeatedSource:
     def fingerprint(self) -> dict[str, Any]:
         return _fingerprint(self, self._draw(rng_at(0, 0), 64, 64), n_validation_sequences=self.n_held_out)
 
-    def _period(self, n_ctx: int) -> int:
+    def period_of(self, n_ctx: int) -> int:
+        """After how many tokens a sequence of this context repeats."""
         return self.period or max(1, n_ctx // 2)
 
     def _draw(self, rng: np.random.Generator, n_sequences: int, n_ctx: int) -> Int[np.ndarray, "sequence pos"]:
-        return synthetic.repeated_tokens(rng, n_sequences, n_ctx + 1, self.tokenizer.d_vocab, self._period(n_ctx))
+        return synthetic.repeated_tokens(rng, n_sequences, n_ctx + 1, self.tokenizer.d_vocab, self.period_of(n_ctx))
 
 
 def one_document_each(batch_size: int, n_ctx: int, rank: int, world: int) -> Int[Tensor, "share pos"]:

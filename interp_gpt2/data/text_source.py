@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,7 @@ class TextSource:
 
     def references(self, n_ctx: int) -> list[Reference]:
         self.held_out.check_fits(n_ctx)
-        counted = self.train.head(COUNTED_TOKENS)
-        model = NGramModel.fit(counted, self.tokenizer.d_vocab, order=3)
+        counted, model = self.train.head(COUNTED_TOKENS), self.ngrams()
         n = (len(self.held_out) - 1) // n_ctx * n_ctx
         found = []
         for order, name in enumerate(("unigram", "bigram", "trigram"), start=1):
@@ -77,6 +77,10 @@ class TextSource:
             note = f"{SMOOTHING}, counted on the {first}{len(self.train):,} training tokens"
             found.append(Reference(name, mean, stderr, n, note))
         return found
+
+    def ngrams(self) -> NGramModel:
+        """The unigram, bigram and trigram model of the (first ten million) training tokens, counted once."""
+        return _counted(self.train, self.tokenizer.d_vocab)
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -89,6 +93,11 @@ class TextSource:
             "python": sys.version,
             "numpy": np.__version__,
         }
+
+
+@lru_cache(maxsize=1)
+def _counted(stream: Stream, d_vocab: int) -> NGramModel:
+    return NGramModel.fit(stream.head(COUNTED_TOKENS), d_vocab, order=3)
 
 
 def tokenized(corpus: Corpus, tokenizer: Tokenizer, directory: Path) -> TextSource:

@@ -31,10 +31,12 @@ def test_a_model_that_sees_one_token_only_has_none():
     with torch.no_grad():
         model.wpe.weight.zero_()
         model.wte.weight.mul_(50)
-    (score, early, late) = analysis_named("in_context_learning", MarkovSource(), 64)(model)
+    (score, early, late, bayes, *_) = analysis_named("in_context_learning", MarkovSource(), 64)(model)
     assert abs(score["value"]) < score["high"] - score["low"]
     assert early["value"] > log(16)
     assert late["value"] - early["value"] == pytest.approx(score["value"])
+    assert bayes["metric"] == "in_context_learning_bayes_bigram"
+    assert bayes["high"] < -0.3, "the best predictor of chains reads their transitions from the context"
 
 
 def test_short_contexts_have_no_score():
