@@ -208,7 +208,7 @@ class _Counts:
         return cls(edges, *counts, np.full(shape, np.inf, np.float32), np.full(shape, -np.inf, np.float32))
 
     def add(self, values: Float[np.ndarray, "neuron token"], codes: np.ndarray, patterns: np.ndarray) -> None:
-        n_bins, n_patterns = self.total.shape[1], len(patterns)
+        patterns = patterns.astype(np.int32)
         keys = _keys(values, codes)
         keys.sort(axis=1)
         values = np.sort(values, axis=1)
@@ -216,10 +216,10 @@ class _Counts:
             ends = np.searchsorted(ordered, self.edges[neuron])
             ends = np.concatenate([[0], ends, [len(ordered)]])
             sizes = np.diff(ends)
-            cells = np.repeat(np.arange(n_bins) * n_patterns, sizes) + _codes(row)
-            by_pattern = np.bincount(cells, minlength=n_bins * n_patterns).reshape(n_bins, n_patterns)
+            so_far = np.zeros((len(ordered) + 1, patterns.shape[1]), np.int32)  # positives among the lowest, of each label
+            np.cumsum(patterns[_codes(row)], axis=0, out=so_far[1:])
             self.total[neuron] += sizes
-            self.positive[neuron] += (by_pattern @ patterns).astype(np.int32)
+            self.positive[neuron] += np.diff(so_far[ends], axis=0)
             filled = np.flatnonzero(sizes)
             self.lowest[neuron, filled] = np.minimum(self.lowest[neuron, filled], ordered[ends[filled]])
             self.highest[neuron, filled] = np.maximum(self.highest[neuron, filled], ordered[ends[filled + 1] - 1])
