@@ -13,6 +13,7 @@ from interp_gpt2.analysis.references import reference_losses, strongest_referenc
 from interp_gpt2.analysis.rows import Analysis
 from interp_gpt2.analysis.sequences import HEAD_SEQUENCES, Sequences, held_out
 from interp_gpt2.analysis.token_classes import LossByTokenClass
+from interp_gpt2.analysis.tuned_lens import SettlingDepth, TunedLensByLayer
 from interp_gpt2.data.source import Source
 from interp_gpt2.errors import AnalysisError
 
@@ -54,6 +55,14 @@ REGISTRY = {
         lambda found: NGramAgreement.of(found.source, found.tokens),
     ),
     "lens_by_layer": Registered("the logit lens of every layer", 16, lambda found: LensByLayer(found.inputs)),
+    "settling_depth": Registered(
+        "the layer from which on the logit lens's first guess is the model's", 16, lambda found: SettlingDepth(found.inputs)
+    ),
+    "tuned_lens": Registered(
+        "a tuned lens of every layer, trained at each checkpoint: seconds each",
+        16,
+        lambda found: TunedLensByLayer.of(found.source, found.inputs),
+    ),
 }
 
 
