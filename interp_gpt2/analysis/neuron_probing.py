@@ -18,6 +18,7 @@ from interp_gpt2.analysis.classification import Score, auroc, score
 from interp_gpt2.analysis.logit_lens import stream_hook_points
 from interp_gpt2.analysis.probe_sets import UNLABELLED, LabelledTokens, ProbeSet
 from interp_gpt2.analysis.rows import Analysis, Row, require_eval
+from interp_gpt2.analysis.windows import Windows
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.hooks import Hooks
 from interp_gpt2.model import GPT2
@@ -324,21 +325,28 @@ def max_activating_contexts(model: GPT2, data: ProbeSet, layer: int, neuron: int
     return NeuronContexts(f"L{layer}N{neuron}", contexts, float(values.mean()), float(values.std()), len(values))
 
 
-def top_contexts(activations: Float[Tensor, "window pos"], data: ProbeSet, k: int, width: int) -> tuple[Context, ...]:
+def top_contexts(activations: Float[Tensor, "window pos"], data: ProbeSet | Windows, k: int, width: int) -> tuple[Context, ...]:
     """The highest place of each of the `k` documents with the highest ones, in descending order (then by place)."""
     real: Bool[Tensor, "window pos"] = torch.arange(data.tokens.shape[1]) < data.lengths[:, None]
     order = activations.masked_fill(~real, -torch.inf).flatten().sort(descending=True, stable=True).indices
-    contexts: list[Context] = []
+    contexts: dict[int, Context] = {}
     for at in order[: int(real.sum())].tolist():
         window, position = divmod(at, data.tokens.shape[1])
         document = int(data.documents[window])
-        if document in {context.document for context in contexts}:
+        if document in contexts:
             continue
         if len(contexts) == k:
             break
-        length = int(data.lengths[window])
-        start = max(0, min(position - width // 2, length - width))
-        part = slice(start, min(start + width, length))
-        shown = (tuple(data.tokens[window, part].tolist()), tuple(activations[window, part].tolist()))
-        contexts.append(Context(document, position, *shown, position - start))
-    return tuple(contexts)
+        contexts[document] = context_at(activations, data, window, position, width)
+    return tuple(contexts.values())
+
+
+def context_at(
+    activations: Float[Tensor, "window pos"], data: ProbeSet | Windows, window: int, position: int, width: int
+) -> Context:
+    """`width` tokens of a window around a position, fewer where the window has no more."""
+    length = int(data.lengths[window])
+    start = max(0, min(position - width // 2, length - width))
+    part = slice(start, min(start + width, length))
+    shown = (tuple(data.tokens[window, part].tolist()), tuple(activations[window, part].tolist()))
+    return Context(int(data.documents[window]), position, *shown, position - start)
