@@ -102,13 +102,19 @@ def ablation_effect(
     own reads sequence i of `source_tokens` (with the same mask), or another sequence of `tokens`, drawn so that none is its
     own. Runs `batch_size` sequences at a time, and of the layers only those from the first ablated one on.
 
-    Raises AnalysisError for parts, positions or means that are not there, a measure that is not a finite number, and
-    resampling one sequence from itself.
+    Raises AnalysisError for parts, positions or means that are not there, means of other weights, a measure that is not a
+    finite number, and resampling one sequence from itself.
     """
     require_eval(model)
-    check_tokens(tokens.to(model.device), model.config, None if attention_mask is None else attention_mask.to(model.device))
+    check_tokens(tokens, model.config, None if attention_mask is None else attention_mask.to(tokens.device))
     entries = _entries(model, parts)
     ablation = zero() if ablation is None else ablation
+    if not isinstance(ablation, Ablation):
+        raise AnalysisError(
+            f"ablation={ablation!r} is none; make one with zero(), mean(means), positional_mean(means), resample()"
+        )
+    if ablation.means is not None:
+        ablation.means.check(model)
     measure = Measure.of(metric, tokens, attention_mask, model.config)
     if ablation.kind == "resample" and ablation.source is None and source_tokens is None:
         source_tokens = _others(tokens, attention_mask, seed)

@@ -49,7 +49,8 @@ class Sweep:
     """What is patched: every combination along `axes` of one hook point, or of the layers, positions and heads given.
 
     Axes are "layer", "pos", "head"; at "pattern", "dest_pos" (the query's) and "src_pos" (the key's); at "pre" and "post",
-    "neuron". What is not an axis is patched whole: without "pos", all positions at once.
+    "neuron". What is not an axis is patched whole: without "pos", all positions at once. Raises AnalysisError for an axis that
+    does not exist or comes twice, and for layers, positions, heads or neurons along which there is no axis.
     """
 
     point: str
@@ -62,6 +63,16 @@ class Sweep:
     def __post_init__(self) -> None:
         if unknown := [axis for axis in self.axes if axis not in AXES]:
             raise AnalysisError(f"{unknown[0]!r} is not an axis to patch along; those are {', '.join(AXES)}")
+        along = [AXES[axis] for axis in self.axes]
+        if len(set(along)) < len(along):
+            raise AnalysisError(f"axes {', '.join(self.axes)} name one axis twice")
+        for axis in ("layers", "positions", "heads", "neurons"):
+            given, is_axis = getattr(self, axis), ("layer" if axis == "layers" else axis) in along
+            if given is not None and (not is_axis or isinstance(given, int)):
+                raise AnalysisError(
+                    f"{axis}={given!r} is not a list of indices along an axis of the sweep, which has "
+                    f"{', '.join(self.axes) or 'none'}; what is not an axis is patched whole"
+                )
 
     def ranges(self, model: GPT2, n_pos: int) -> list[Sequence[int]]:
         """The indices along each axis."""

@@ -209,12 +209,16 @@ def greedy_edges(graph: Graph, scores: Float[Tensor, "sender receiver"], n: int)
 
 
 def _scores_of_edges(graph: Graph, scores: Tensor, n: int) -> Float[Tensor, " edge"]:
+    if not isinstance(scores, Tensor):
+        raise AnalysisError(
+            f"scores are a tensor (sender, receiver), not {type(scores).__name__}; of an attribution, pass its values"
+        )
     if tuple(scores.shape) != tuple(graph.exists.shape):
         raise AnalysisError(f"scores have shape {tuple(scores.shape)}; expected (sender, receiver) {tuple(graph.exists.shape)}")
     flat = scores.detach().cpu()[graph.indices]
     if not flat.isfinite().all():
         raise AnalysisError(f"{int((~flat.isfinite()).sum())} scores of edges are not finite; nothing can be ranked by them")
-    if not 0 <= n <= len(flat):
+    if type(n) is not int or not 0 <= n <= len(flat):
         raise AnalysisError(f"there are no {n} edges to keep; the graph has {len(flat)}")
     return flat
 

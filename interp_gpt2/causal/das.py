@@ -42,7 +42,12 @@ class Search:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.n_steps < 1 or self.batch_size < 1 or not 0 < self.lr < float("inf"):
+        if (
+            any(type(n) is not int for n in (self.n_steps, self.batch_size))
+            or self.n_steps < 1
+            or self.batch_size < 1
+            or not 0 < self.lr < float("inf")
+        ):
             raise AnalysisError(f"{self} searches nothing: steps and batch are at least 1, the rate is positive")
 
 

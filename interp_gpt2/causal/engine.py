@@ -21,7 +21,7 @@ from interp_gpt2.cache import ActivationCache
 from interp_gpt2.causal.base_run import BaseRun
 from interp_gpt2.causal.chunks import ROWS_UNEMBEDDED, chunks
 from interp_gpt2.causal.entries import MID, POST, PRE, Case, enter, logits_with_edits, rerun
-from interp_gpt2.causal.metrics import Function, Metric, metric_name
+from interp_gpt2.causal.metrics import Function, Metric, metric_name, require_metric
 from interp_gpt2.causal.patch import END, Patch, patch_edits, require_source
 from interp_gpt2.causal.planning import Planning
 from interp_gpt2.causal.propagation import Propagation, Rows
@@ -105,10 +105,9 @@ def _check(
     for number, cell in enumerate(cells):
         if not isinstance(cell, Sequence) or not all(isinstance(patch, Patch) for patch in cell):
             raise AnalysisError(f"cell {number} is {cell!r}; a cell is a list of patches, of one too: [Patch(...)]")
+    require_metric(metric)
     if isinstance(metric, Metric):
         metric.check(len(tokens), model.config.d_vocab)
-    elif not callable(metric):
-        raise AnalysisError(f"{metric!r} is no metric; pass logit_difference(correct, incorrect) or a function of the logits")
 
 
 def _refuse_wrong(values: Tensor, done: Tensor, cells: Sequence[Sequence[Patch]], metric: Metric | Function) -> None:
@@ -150,8 +149,8 @@ def metric_of(metric: Metric | Function, logits: Tensor, attention_mask: Tensor 
     """The metric of whole logits: (pair,), or (1,) if it is one of all pairs together. Raises AnalysisError as the sweep."""
     if isinstance(metric, Metric):
         return _finite(metric(logits, attention_mask), metric.name)
-    name = metric_name(metric)
-    value = metric(logits)
+    require_metric(metric)
+    name, value = metric_name(metric), metric(logits)
     if not isinstance(value, (Tensor, float, int)):
         raise AnalysisError(f"the metric {name} gave {type(value).__name__}; expected a tensor, one number or one for each pair")
     value = torch.as_tensor(value, device=logits.device)

@@ -18,7 +18,7 @@ from interp_gpt2.analysis.rows import require_eval
 from interp_gpt2.cache import ActivationCache
 from interp_gpt2.causal.activation_patching import MetricName, metric_named
 from interp_gpt2.causal.graph import Graph
-from interp_gpt2.causal.metrics import Function, Metric, metric_name
+from interp_gpt2.causal.metrics import Function, Metric, metric_name, require_metric
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.hooks import NO_HOOKS, Edits, Hooks, hook_point_names, resolve_edits
 from interp_gpt2.inputs import positions_and_visible
@@ -110,6 +110,7 @@ class Reader:
     pairs: PromptPairs
 
     def __post_init__(self) -> None:
+        require_metric(self.metric)
         if isinstance(self.metric, Metric):
             self.metric.check(len(self.pairs), self.model.config.d_vocab)
 

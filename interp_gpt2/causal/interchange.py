@@ -39,6 +39,11 @@ class Triples:
     answer_at: At = -1
 
     def __post_init__(self) -> None:
+        for name in ("base", "source", "labels"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
+                kind = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
+                raise TokenError(f"{name} is a tensor of ids, int64 (or int32), not {kind}")
         n = len(self.base)
         if not n or len(self.source) != n or tuple(self.labels.shape) != (n,):
             shapes = ", ".join(f"{name} {tuple(getattr(self, name).shape)}" for name in ("base", "source", "labels"))
@@ -135,7 +140,7 @@ def positions_of(at: At, tokens: Int[Tensor, "triple pos"]) -> Int[Tensor, "trip
     """The column of each prompt. Raises AnalysisError for one that is not there."""
     n, n_pos = tokens.shape
     found = torch.as_tensor(at).cpu()
-    if found.is_floating_point() or found.ndim > 1 or (found.ndim == 1 and len(found) != n):
+    if found.dtype not in (torch.int64, torch.int32) or found.ndim > 1 or (found.ndim == 1 and len(found) != n):
         came = f"{str(found.dtype).removeprefix('torch.')} of shape {tuple(found.shape)}"
         raise AnalysisError(f"positions are one whole number, or one for each of {n} triples; got {came}")
     found = found.expand(n)

@@ -175,6 +175,12 @@ def as_position(pos: Positions) -> Int[Tensor, "*pair"]:
     return found
 
 
+def require_metric(metric: object) -> None:
+    """Raises AnalysisError for what is neither a Metric nor a function."""
+    if not isinstance(metric, Metric) and not callable(metric):
+        raise AnalysisError(f"{metric!r} is no metric; pass logit_difference(correct, incorrect) or a function of the logits")
+
+
 def metric_name(metric: Metric | Function) -> str:
     return metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", type(metric).__name__)
 

@@ -39,7 +39,7 @@ Labels = str | Sequence[str]
 def path_patching(
     model: GPT2,
     pairs: PromptPairs,
-    senders: Sequence[Labels],
+    senders: str | Sequence[Labels],
     receivers: Labels,
     metric: Metric | Function | MetricName = "logit_difference",
     direction: Direction = "noising",
@@ -58,7 +58,11 @@ def path_patching(
     Raises AnalysisError for labels that are no senders or receivers, and a sender that writes after every receiver has read;
     else as `activation_patching`.
     """
-    groups = [[label] if isinstance(label, str) else list(label) for label in senders]
+    groups = [
+        [label] if isinstance(label, str) else list(label) for label in ([senders] if isinstance(senders, str) else senders)
+    ]
+    if not groups or not all(groups):
+        raise AnalysisError("name at least one sender in every group, such as 'L0H1', 'mlp 0' or 'embed'")
     shown = tuple(" + ".join(group) for group in groups)
     found, ends, chosen = _patched(model, pairs, groups, receivers, metric, direction, mlps, budget, progress)
     return _result(found, (len(groups),), ("sender",), {"sender": shown}, ends, chosen, direction, receivers)

@@ -73,6 +73,10 @@ def stand_in(ablation: str | Ablation, model: GPT2, pairs: PromptPairs) -> Stand
     """
     if isinstance(ablation, str):
         ablation = _named(ablation, model, pairs)
+    elif not isinstance(ablation, Ablation):
+        raise AnalysisError(f"ablation={ablation!r} is none; give a name, such as 'resample', or make one with mean(means)")
+    elif ablation.means is not None:
+        ablation.means.check(model)
     if ablation.positions is not None or ablation.source is not None:
         raise AnalysisError("edges are ablated at all positions, and resampled from the pairs' corrupted prompts; give neither")
     if ablation.kind == "resample":
@@ -81,9 +85,10 @@ def stand_in(ablation: str | Ablation, model: GPT2, pairs: PromptPairs) -> Stand
     weights = model.wte.weight.detach()
     if ablation.kind == "zero":
         return Stand("zero", model, pairs, weights.new_zeros(n, 1, 1, d_model))
-    ablation.means.check_config(model.config)
     if ablation.kind == "mean":
         return Stand("mean", model, pairs, _outputs(model, ablation.means.mean)[:, None, None].to(weights))
+    if ablation.means.computed_on.n_sequences < 2:
+        raise AnalysisError("the positional means of one prompt are its own activations; take more pairs, or ablation='resample'")
     if len(ablation.means.counts) < n_pos:
         raise AnalysisError(f"there are means of {len(ablation.means.counts)} positions; the prompts have {n_pos}")
     by_position = _outputs(model, lambda name: ablation.means.positional_mean(name)[:n_pos])

@@ -147,7 +147,8 @@ def padded(prompts: Prompts) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, "pr
     """Tokens padded on the right, and their mask; None where all have one length. Raises AnalysisError for no prompts."""
     if isinstance(prompts, Tensor) and prompts.ndim == 2 and prompts.numel():
         return prompts, None
-    rows = [torch.as_tensor(row) for row in prompts] if not isinstance(prompts, str) else []
+    text = isinstance(prompts, str) or any(isinstance(row, str) for row in prompts)
+    rows = [] if text else [torch.as_tensor(row) for row in prompts]
     if not rows or any(row.ndim != 1 or not row.numel() or row.is_floating_point() for row in rows):
         raise AnalysisError("prompts are a tensor (prompt, pos) or a list of lists of ids, none of them empty; encode text first")
     lengths = torch.tensor([len(row) for row in rows])

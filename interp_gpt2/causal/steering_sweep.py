@@ -1,6 +1,6 @@
 """How much steering does, and at what price: the wanted effect and the damage to other text, coefficient by coefficient."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,7 @@ class SteeringSweep:
 def steering_sweep(
     model: GPT2,
     vector: SteeringVector,
-    coefficients: Sequence[float],
+    coefficients: float | Sequence[float],
     tokens: Int[Tensor, "prompt pos"],
     metric: AnyMetric,
     neutral: Int[Tensor, "sequence pos"],
@@ -84,7 +84,7 @@ def steering_sweep(
     Raises AnalysisError for no coefficients, and as the vector's edits and the metric do.
     """
     require_eval(model)
-    coefficients = tuple(coefficients)
+    coefficients = tuple(coefficients) if isinstance(coefficients, Iterable) else (coefficients,)
     if not coefficients or n_random < 0 or batch_size < 1:
         raise AnalysisError(f"{len(coefficients)} coefficients, n_random={n_random}, batch_size={batch_size}: nothing to sweep")
     vectors = {"steering": vector} | {f"random {i}": vector.random(seed + i) for i in range(n_random)}

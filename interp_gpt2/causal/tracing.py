@@ -17,6 +17,7 @@ from interp_gpt2.analysis.rows import Z_95, require_eval
 from interp_gpt2.causal.ablation_effect import spread
 from interp_gpt2.causal.measuring import AnyMetric, Measure
 from interp_gpt2.causal.metrics import Metric
+from interp_gpt2.causal.positions import checked_positions
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.hooks import Edits, Site
 from interp_gpt2.inputs import check_tokens
@@ -106,11 +107,12 @@ def causal_trace(
     from layer - window // 2 on, as far as there are any; ROME takes 10 for mlp_out and attn_out. Each restored run starts at
     its first restored layer, `batch_size` of them at a time; `naive` runs every one from the start.
 
-    Raises AnalysisError for a subject that is not there, noise of no size, and a window that does not fit the point.
+    Raises AnalysisError for a subject that is not there, noise of no size or that the metric does not see, and a window that
+    does not fit the point.
     """
     require_eval(model)
-    tokens = tokens.to(model.device)
     check_tokens(tokens, model.config)
+    tokens = tokens.to(model.device)
     where = _subject(subject, tokens)
     _check(model, metric, point, window, n_samples, batch_size)
     measure = Measure.of(metric, tokens, None, model.config)
@@ -122,27 +124,28 @@ def causal_trace(
     noise = _noise(where, n_samples, model.config.d_model, std, seed)
     runs = _Runs(model, measure, cache, noise, batch_size)
     shape = (len(tokens), n_samples)
+    clean, corrupted = measure(logits, torch.arange(len(tokens))), runs.corrupted().unflatten(0, shape)
+    if not (corrupted != clean[:, None]).any():
+        raise AnalysisError(
+            f"noise on the subject changes no {measure.name}: the metric does not look behind it, so nothing is traced"
+        )
     restored = torch.empty(model.config.n_layers, tokens.shape[1], *shape, dtype=torch.float64)
     for layer in range(model.config.n_layers):
         layers = range(max(0, layer - window // 2), min(model.config.n_layers, layer - (-window // 2)))
         restored[layer] = runs.restored(point, layers, naive).unflatten(1, shape)
-    clean = measure(logits, torch.arange(len(tokens)))
-    corrupted = runs.corrupted().unflatten(0, shape)
     return CausalTrace(point, window, clean, corrupted, restored, where.cpu(), tokens.cpu(), std, measure.name)
 
 
 def _subject(subject: Sequence[int] | Tensor, tokens: Tensor) -> Bool[Tensor, "pair pos"]:
-    n_pos = tokens.shape[1]
     if isinstance(subject, Tensor) and subject.dtype == torch.bool:
         found = subject.to(tokens.device)
         if found.shape != tokens.shape:
             raise AnalysisError(f"the subject's mask has shape {tuple(found.shape)}, the tokens {tuple(tokens.shape)}")
     else:
-        positions = [int(pos) for pos in ([subject] if isinstance(subject, int) else subject)]
-        if wrong := [pos for pos in positions if not 0 <= pos < n_pos]:
-            raise AnalysisError(f"the subject has no token at position {wrong[0]}: positions are 0 to {n_pos - 1}")
         found = torch.zeros_like(tokens, dtype=torch.bool)
-        found[:, positions] = True
+        if subject is not None and (not isinstance(subject, Sequence) or len(subject)):
+            positions = checked_positions(subject, tokens.shape[1])
+            found[:, list(positions) if isinstance(positions, tuple) else positions] = True
     if not found.any(1).all():
         raise AnalysisError(f"prompt {int((~found.any(1)).nonzero()[0])} has no subject token to corrupt")
     return found

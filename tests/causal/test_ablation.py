@@ -296,6 +296,8 @@ def test_means_of_another_model_or_of_one_sequence_are_refused(model, make_gpt2,
     other = GPT2Config(n_layers=2, n_heads=4, d_model=32, d_vocab=60, n_ctx=16)
     with pytest.raises(AnalysisError, match="another model, with d_vocab=50, not 60"):
         mean(means).edits(other, "L0H1")
+    with pytest.raises(AnalysisError, match="a model with other weights"):
+        ablation_effect(make_gpt2(model.config, 7), data, ["L0H1"], mean(means))
     with pytest.raises(AnalysisError, match="one sequence are its own"):
         positional_mean(activation_means(model, data[:1])).edits(model.config, "L0H1")
     with pytest.raises(AnalysisError, match=r"no means of 'blocks.0.mlp_out'"):
@@ -322,6 +324,8 @@ def test_an_ablation_that_lacks_what_it_needs_says_so(model, data, tokens):
         (lambda m, t: ablation_effect(m, t, None, resample(), source_tokens=t[:2]), AnalysisError, "as many and as long"),
         (lambda m, t: ablation_effect(m, t, []), AnalysisError, "no part was named"),
         (lambda m, t: ablation_effect(m, t, batch_size=0), AnalysisError, "batch_size=0"),
+        (lambda m, t: ablation_effect(m, t, None, "zero"), AnalysisError, "ablation='zero' is none; make one with"),
+        (lambda m, t: ablation_effect(m, t.tolist()), TokenError, "tokens must be a tensor"),
         (lambda m, t: ablation_effect(m, t[:, :1]), AnalysisError, "predicts nothing"),
         (lambda m, t: ablation_effect(m, t + 50), TokenError, "not in the vocabulary"),
         (lambda m, t: ablation_effect(m, t, metric=lambda x: x.mean()), AnalysisError, "a number for each of 7 sequences"),

@@ -61,9 +61,24 @@ def test_the_whole_last_stream_carries_the_whole_run(model, make_pairs):
     for direction, end in (("denoising", 1), ("noising", 0)):
         found = whole(model, pairs, direction=direction)
         assert found.normalised.item() == pytest.approx(end, abs=1e-5)
-    nothing = Sweep("resid_pre", ("pos",), layers=[0])  # without "layer" as an axis there is no layer to patch
     with pytest.raises(HookNameError, match="resid_pre"):
-        nothing(model, pairs)
+        Sweep("resid_pre", ("pos",))(model, pairs)  # without "layer" as an axis there is no layer to patch
+
+
+@pytest.mark.parametrize(
+    ("axes", "options", "message"),
+    [
+        (("pos",), {"layers": [0]}, r"layers=\[0\] is not a list of indices along an axis of the sweep, which has pos"),
+        (("layer",), {"heads": [1, 2]}, "heads=.* what is not an axis is patched whole"),
+        (("layer", "head"), {"positions": [3]}, "positions="),
+        (("layer", "pos"), {"layers": 1}, "layers=1 is not a list"),
+        (("layer", "pos", "dest_pos"), {}, "name one axis twice"),
+        (("layer", "layer"), {}, "name one axis twice"),
+    ],
+)
+def test_a_sweep_says_which_part_of_it_would_have_been_ignored(axes, options, message):
+    with pytest.raises(AnalysisError, match=message):
+        Sweep("z", axes, **options)
 
 
 def test_normalised_values_and_their_interval_by_hand(model, make_pairs):

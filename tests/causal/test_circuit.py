@@ -6,9 +6,10 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from interp_gpt2.causal.ablation import mean, positional_mean, resample
+from interp_gpt2.causal.ablation import mean, positional_mean, resample, zero
 from interp_gpt2.causal.circuit import Circuit, greedy_edges, on_a_path, top_edges, writers
 from interp_gpt2.causal.circuit_pass import circuit_logits, circuit_values
+from interp_gpt2.causal.edge_attribution import eap
 from interp_gpt2.causal.graph import Graph
 from interp_gpt2.causal.means import activation_means
 from interp_gpt2.causal.metrics import kl_divergence, logit_difference
@@ -323,6 +324,19 @@ def test_what_cannot_be_run_is_refused_with_what_to_do(model: GPT2) -> None:
     full = Circuit.full(graph)
     with pytest.raises(AnalysisError, match="another model"):
         circuit_logits(model, Circuit.full(GRAPH), pairs)
+    others = activation_means(GPT2(model.config, 9), pairs.corrupted, sender_points(model.config))
+    with pytest.raises(AnalysisError, match="other weights"):
+        circuit_logits(model, full, pairs, mean(others))
+    with pytest.raises(AnalysisError, match="one prompt are its own"):
+        circuit_logits(model, full, pairs[:1], "positional mean")
+    with pytest.raises(AnalysisError, match="is none; give a name"):
+        circuit_logits(model, full, pairs, zero)
+    with pytest.raises(AnalysisError, match="None is no metric"):
+        circuit_values(model, [full], pairs, None)
+    with pytest.raises(AnalysisError, match="not EdgeAttribution; of an attribution, pass its values"):
+        top_edges(graph, eap(model, pairs), 3)
+    with pytest.raises(AnalysisError, match=r"no 3\.0 edges"):
+        top_edges(graph, torch.zeros(graph.exists.shape), 3.0)
     with pytest.raises(AnalysisError, match="no ablation is called 'shuffle'"):
         circuit_logits(model, full, pairs, "shuffle")
     with pytest.raises(AnalysisError, match="neither"):

@@ -188,11 +188,19 @@ def test_a_table_has_a_row_for_each_accuracy(alignment):
         (lambda: interchange(MODEL, TEST, RIGHT, torch.eye(5)), "a subspace is"),
         (lambda: Triples(TEST.base, TEST.source[:4], TEST.labels), "one triple or more"),
         (lambda: TEST[:0], "one triple or more"),
+        (lambda: Search(n_steps=1.5), "searches nothing"),
+        (lambda: interchange(MODEL, TEST, Location(("resid_post", 0), True)), "one whole number"),
     ],
 )
 def test_holding_it_wrong(call, message):
     with pytest.raises(AnalysisError, match=message):
         call()
+
+
+@pytest.mark.parametrize("labels", [TEST.labels.float(), TEST.labels.tolist()])
+def test_labels_that_are_no_ids_are_refused(labels):
+    with pytest.raises(TokenError, match="labels is a tensor of ids"):
+        TEST.with_labels(labels)
 
 
 def test_labels_of_another_vocabulary_are_refused():

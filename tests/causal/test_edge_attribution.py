@@ -245,6 +245,8 @@ def test_scores_correlate_with_the_edges_patched_one_by_one():
     assert edge_correlation(scores, edge_patching(model, pairs, edges=some), some).n == 4
     with pytest.raises(AnalysisError, match="three or more"):
         edge_correlation(scores, effects[:2], some[:2])
+    with pytest.raises(AnalysisError, match="one of each"):
+        edge_correlation(scores, effects[:5], some)
 
 
 def labels(graph: Graph) -> list[str]:

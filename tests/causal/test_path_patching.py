@@ -139,6 +139,8 @@ def test_the_planted_edge_is_the_only_one_of_heads(make_pairs):
         (["L0H9"], "logits", "is no sender of this model"),
         (["L0H1"], "L1H0", "is no receiver of this model"),
         (["L0H1"], [], "at least one receiver"),
+        ([], "L1H0.k", "at least one sender"),
+        (["L0H1", []], "L1H0.k", "at least one sender"),
         (["L0H1"], ["logits", "L1H0.k"], "make it the only receiver"),
     ],
 )

@@ -194,6 +194,7 @@ def test_nothing_is_left_on_the_model(model, tokens, vector):
         ([[1], []], NEGATIVE, WHERE, "last", "none of them empty"),
         (torch.zeros(0, 3, dtype=torch.long), NEGATIVE, WHERE, "last", "none of them empty"),
         ("a text", NEGATIVE, WHERE, "last", "encode text first"),
+        (["a text", "another"], NEGATIVE, WHERE, "last", "encode text first"),
         (POSITIVE, POSITIVE[::-1], WHERE, "last", "there is no direction"),
         (POSITIVE, NEGATIVE, WHERE, "all", "which must have one length; positive ones have 2 and 3 and 4 tokens"),
         ([[1, 2]], [[1, 2, 3]], WHERE, "all", "positive ones have 2 tokens, negative ones 3 tokens"),

@@ -177,8 +177,8 @@ def test_nothing_is_left_on_the_model(deep, prompts):
 @pytest.mark.parametrize(
     ("subject", "options", "message"),
     [
-        ([7], {}, "no token at position 7: positions are 0 to 6"),
-        ([-1], {}, "no token at position -1"),
+        ([7], {}, "no position 7: positions are 0 to 6"),
+        ([-1], {}, "no position -1"),
         ([], {}, "prompt 0 has no subject token"),
         (torch.zeros(2, 3, dtype=torch.bool), {}, r"mask has shape \(2, 3\)"),
         (torch.zeros(2, 7, dtype=torch.bool), {}, "prompt 0 has no subject token"),
@@ -189,11 +189,20 @@ def test_nothing_is_left_on_the_model(deep, prompts):
         ([2], {"noise_std": 0.0}, "corrupts nothing"),
         ([2], {"noise_std": math.nan}, "corrupts nothing"),
         ([2], {"batch_size": 0}, "batch_size=0"),
+        ([False, True], {}, "whole numbers"),
+        ([1.7], {}, "whole numbers"),
+        ("France", {}, "whole numbers"),
+        (None, {}, "prompt 0 has no subject token"),
     ],
 )
 def test_holding_it_wrong(deep, prompts, subject, options, message):
     with pytest.raises(AnalysisError, match=message):
         causal_trace(deep, prompts, subject, logit(3), **options)
+
+
+def test_a_metric_that_looks_before_the_subject_is_refused(deep, prompts):
+    with pytest.raises(AnalysisError, match="noise on the subject changes no logit"):
+        causal_trace(deep, prompts, [3], logit(3, pos=1))
 
 
 def test_a_metric_must_know_its_prompts(deep, prompts):
