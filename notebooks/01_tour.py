@@ -20,6 +20,7 @@
 # The checkpoints come with the repository (`tests/data/study`); nothing is trained here.
 
 # %%
+# %matplotlib inline
 from interp_gpt2 import Run, sweep
 
 run = Run("../tests/data/study/demo-induction")

@@ -62,7 +62,7 @@ def _drawn(data: PatchingData, title: str) -> "Figure":
         row.set_ylabel(AXIS_NAMES.get(data.axes[1], data.axes[1]))
     figure.suptitle(head, x=0.01, ha="left", fontsize=STYLE["axes.titlesize"], parse_math=False)
     bar = figure.colorbar(image, ax=figure.axes, shrink=min(1.0, 1.6 / (tall - foot)), aspect=18)
-    bar.set_label("0 corrupted, 1 clean", fontsize=7)
+    bar.set_label("0 corrupted\n1 clean", fontsize=7)
     bar.ax.axhline(data.base, color="black", linewidth=0.6)
     if note := _note(data):
         figure.supxlabel(note, x=0.01, ha="left", fontsize=6, color=GREY)

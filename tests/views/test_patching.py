@@ -141,7 +141,7 @@ def test_the_csv_beside_a_figure_holds_every_cell_that_was_done(tmp_path: Path) 
 def test_a_title_says_what_lies_between_which_runs() -> None:
     title = patching_heat_map(result(TWO, "noising"), "IOI").get_suptitle().replace("\n", " ")
     assert title == "IOI z, noising (corrupted pieces into the clean run) logit difference: 3.15 clean, -1.08 corrupted; 4 pairs"
-    assert patching_heat_map(result(TWO)).axes[-1].get_ylabel() == "0 corrupted, 1 clean"
+    assert patching_heat_map(result(TWO)).axes[-1].get_ylabel() == "0 corrupted\n1 clean"
 
 
 def test_cells_without_a_patch_are_hatched_and_cells_not_done_crossed() -> None:
