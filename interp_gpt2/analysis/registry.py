@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from interp_gpt2.analysis.attention_patterns import HeadScores
+from interp_gpt2.analysis.head_weights import HeadComposition, HeadCopying
 from interp_gpt2.analysis.in_context import InContextLearningScore
 from interp_gpt2.analysis.logit_lens import LensByLayer
 from interp_gpt2.analysis.loss import LossByPosition
@@ -33,6 +34,12 @@ REGISTRY = {
         "the induction score of every head",
         HEAD_SEQUENCES,
         lambda found: HeadScores(found.inputs, ("induction",), name="induction_heads"),
+    ),
+    "head_copying": Registered("does each head raise what it attends to? by its weights", 1, lambda found: HeadCopying()),
+    "head_composition": Registered(
+        "how much each head's queries, keys and values read of earlier heads, by their weights",
+        1,
+        lambda found: HeadComposition(),
     ),
     "in_context_learning": Registered(
         "late loss minus early loss, beside the trigram's or the Bayes bigram's",
