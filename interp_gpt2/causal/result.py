@@ -59,20 +59,8 @@ class PatchingResult:
 
     @cached_property
     def interval(self) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
-        """95 % confidence interval of `normalised` over pairs drawn like these: low and high, NaN for a single pair.
-
-        Student's t with the linearised standard error of a ratio of means (Cochran 1977, "Sampling Techniques", 6.4). Meant
-        for ten pairs or more; with fewer it is too narrow.
-        """
-        n = self.n_pairs
-        if n < 2:
-            return self.normalised * torch.nan, self.normalised * torch.nan
-        from scipy.stats import t
-
-        residual = (self.values - self.corrupted) - self.normalised[..., None] * (self.clean - self.corrupted)
-        error = (residual.square().sum(-1) / (n - 1) / n).sqrt() / self._gap.abs()
-        half = float(t.ppf(0.975, n - 1)) * error
-        return self.normalised - half, self.normalised + half
+        """95 % confidence interval of `normalised` over pairs drawn like these: low and high, NaN for a single pair."""
+        return ratio_interval(self.values - self.corrupted, self.clean - self.corrupted)
 
     @property
     def _gap(self) -> Float[Tensor, ""]:
@@ -138,6 +126,24 @@ class PatchingResult:
             f"PatchingResult({self.hook_point}, {self.direction}: {shape}, {self.n_pairs} pairs, {self.metric} "
             f"{self.corrupted.mean():.4g} corrupted, {self.clean.mean():.4g} clean, {self.n_skipped} cells skipped{undone})"
         )
+
+
+def ratio_interval(
+    parts: Float[Tensor, "*axes pair"], wholes: Float[Tensor, "pair"]
+) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
+    """95 % confidence interval of mean(parts) / mean(wholes), over pairs drawn like these: NaN for a single pair.
+
+    Student's t with the linearised standard error of a ratio of means (Cochran 1977, "Sampling Techniques", 6.4). Meant for
+    ten pairs or more; with fewer it is too narrow unless they are close to normal.
+    """
+    n, ratio = len(wholes), parts.mean(-1) / wholes.mean()
+    if n < 2:
+        return ratio * torch.nan, ratio * torch.nan
+    from scipy.stats import t
+
+    residual = parts - ratio[..., None] * wholes
+    half = float(t.ppf(0.975, n - 1)) * (residual.square().sum(-1) / (n - 1) / n).sqrt() / wholes.mean().abs()
+    return ratio - half, ratio + half
 
 
 def stacked(results: Mapping[str, PatchingResult], axis: str) -> PatchingResult:

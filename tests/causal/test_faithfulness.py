@@ -9,6 +9,7 @@ from interp_gpt2.causal.edge_attribution import eap
 from interp_gpt2.causal.faithfulness import FaithfulnessCurve, faithfulness, faithfulness_curve, minimality
 from interp_gpt2.causal.graph import Graph
 from interp_gpt2.causal.metrics import logit_difference
+from interp_gpt2.causal.result import ratio_interval
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
 from interp_gpt2.planted import induction_pair
@@ -136,3 +137,19 @@ def test_where_nothing_could_be_kept_that_is_said(model: GPT2, pairs) -> None:
         faithfulness_curve(
             model, torch.zeros(circuit.kept.shape), pairs, logit_difference(pairs.correct, pairs.incorrect), sizes=[]
         )
+
+
+@pytest.mark.parametrize("n_pairs", [3, 10])
+def test_intervals_hold_the_truth_in_95_of_100_samples(n_pairs):
+    draw = torch.Generator().manual_seed(n_pairs)
+    wholes = 3 + torch.randn(2000, n_pairs, generator=draw)
+    parts = 0.4 * wholes + 0.6 * torch.randn(2000, n_pairs, generator=draw)
+    ends = [ratio_interval(part[None], whole) for part, whole in zip(parts, wholes, strict=True)]
+    held = sum(bool(low <= 0.4 <= high) for low, high in ends)
+    assert held / 2000 == pytest.approx(0.95, abs=0.02)  # four standard errors of 2,000 samples
+
+
+def test_a_circuit_s_interval_is_that_of_a_ratio_of_means(model: GPT2, pairs, metric) -> None:
+    found = faithfulness(model, Circuit.full(Graph.of(model.config)).without("mlp 0 -> logits"), pairs, metric)
+    low, high = ratio_interval(found.circuit - found.ablated, found.model - found.ablated)
+    assert (found.low, found.high) == (float(low), float(high))
