@@ -11,10 +11,12 @@ from interp_gpt2.analysis.logit_lens import LensByLayer
 from interp_gpt2.analysis.loss import LossByPosition
 from interp_gpt2.analysis.ngram_agreement import NGramAgreement
 from interp_gpt2.analysis.references import reference_losses, strongest_reference
+from interp_gpt2.analysis.representations import LayerSimilarity
 from interp_gpt2.analysis.rows import Analysis
 from interp_gpt2.analysis.sequences import HEAD_SEQUENCES, Sequences, held_out
 from interp_gpt2.analysis.token_classes import LossByTokenClass
 from interp_gpt2.analysis.tuned_lens import SettlingDepth, TunedLensByLayer
+from interp_gpt2.analysis.weight_spectra import WeightSpectra
 from interp_gpt2.data.source import Source
 from interp_gpt2.errors import AnalysisError
 
@@ -62,6 +64,10 @@ REGISTRY = {
         lambda found: NGramAgreement.of(found.source, found.tokens),
     ),
     "lens_by_layer": Registered("the logit lens of every layer", 16, lambda found: LensByLayer(found.inputs)),
+    "layer_similarity": Registered(
+        "CKA and shared directions of the residual streams", 16, lambda found: LayerSimilarity(found.inputs)
+    ),
+    "weight_spectra": Registered("norms and ranks of every weight matrix", 1, lambda found: WeightSpectra()),
     "settling_depth": Registered(
         "the layer from which on the logit lens's first guess is the model's", 16, lambda found: SettlingDepth(found.inputs)
     ),
