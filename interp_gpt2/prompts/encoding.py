@@ -1,5 +1,6 @@
 """Texts of prompts and answers to tokens, with what may be wrong with them said by name."""
 
+import operator
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -105,12 +106,25 @@ def refuse_unaligned(name: str, clean: Sequence[int], corrupted: Sequence[int], 
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Int[Tensor, "row n"], Int[Tensor, "row n"] | None]:
-    """Rows filled up on the right to the longest, and 1 where they had something; None if they have one length."""
+    """Rows filled up on the right to the longest, and 1 where they had something; None if they have one length.
+
+    Raises TokenError for what is no whole number.
+    """
+    for row in rows:
+        if wrong := [each for each in row if not _is_id(each)]:
+            raise TokenError(f"{wrong[0]!r} is no token; ids are whole numbers")
     lengths = torch.tensor([len(row) for row in rows])
     n = int(lengths.max())
     tokens = torch.tensor([[*row, *[fill] * (n - len(row))] for row in rows], dtype=torch.int64).reshape(len(rows), n)
     mask = (torch.arange(n) < lengths[:, None]).long()
     return tokens, None if bool(mask.all()) else mask
+
+
+def _is_id(each: object) -> bool:
+    try:
+        return operator.index(each) == each and not isinstance(each, bool)
+    except TypeError:  # of floats, tensors of floats and all else
+        return False
 
 
 def _encode(tokenizer: Tokenizer, text: str, what: str) -> list[int]:

@@ -47,9 +47,10 @@ def induction(
         raise DataError("bos needs a tokenizer with an end-of-text token")
     d_vocab = vocabulary if tokenizer is None else tokenizer.d_vocab
     ids = np.array([token for token in range(d_vocab) if token != end])
-    if period < 3 or len(ids) <= period or n < 1:
+    if period < 3 or len(ids) <= period or type(n) is not int or n < 1:
         raise DataError(
-            f"period={period} must be at least 3 and below the {len(ids)} tokens of the vocabulary, and n={n} at least 1"
+            f"period={period} must be at least 3 and below the {len(ids)} tokens of the vocabulary, and n={n!r} a whole number "
+            "of at least 1"
         )
     rng = rng_at(seed, 0)
     drawn = [_one(rng, ids, period, corruption) for _ in range(n)]

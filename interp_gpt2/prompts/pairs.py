@@ -1,6 +1,6 @@
 """Clean and corrupted prompts, pair by pair, with the tokens that answer them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -247,7 +247,8 @@ def concatenated(sets: Sequence[PromptPairs]) -> PromptPairs:
 
 
 def _answers(answers: Sequence[int | Sequence[int]]) -> Int[Tensor, "pair n"]:
-    return padded([[each] if isinstance(each, int) else list(each) for each in answers], NO_TOKEN)[0]
+    listed = answers.tolist() if isinstance(answers, Tensor) else answers
+    return padded([list(each) if isinstance(each, Iterable) else [each] for each in listed], NO_TOKEN)[0]
 
 
 def _check_tensors(pairs: PromptPairs) -> None:

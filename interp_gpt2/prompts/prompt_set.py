@@ -88,8 +88,8 @@ def distinct(draw: Callable[[int], Example], n: int) -> list[Example]:
     Clean prompts are all different as long as 1,000 draws find another; then one may come again with another corrupted one.
     Raises DataError for n < 1, and where 1,000 draws find no other pair.
     """
-    if n < 1:
-        raise DataError(f"n={n} prompts; ask for at least 1")
+    if type(n) is not int or n < 1:
+        raise DataError(f"n={n!r} prompts; ask for a whole number, at least 1")
     found: list[Example] = []
     seen: set[tuple[str, ...]] = set()
     for n_texts in (1, 2):  # different by the clean text, and then by both

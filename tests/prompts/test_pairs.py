@@ -257,3 +257,17 @@ def test_a_model_that_cannot_read_the_pairs_is_told_which(mixed):
         mixed.check(GPT2Config(n_layers=1, n_heads=1, d_model=8, d_vocab=120, n_ctx=8))
     with pytest.raises(TokenError, match="token 70 of the incorrect answer"):
         PromptPairs.from_tokens([[1]], [[2]], [3], [70]).check(GPT2Config(n_layers=1, n_heads=1, d_model=8, d_vocab=64, n_ctx=8))
+
+
+@pytest.mark.parametrize("wrong", [1.5, True, "7", torch.tensor(1.5), None])
+def test_ids_that_are_no_whole_numbers_are_refused_and_not_rounded(wrong):
+    with pytest.raises(TokenError, match="is no token; ids are whole numbers"):
+        PromptPairs.from_tokens([[wrong, 2]], [[1, 3]], [4], [5])
+
+
+def test_tokens_and_answers_may_be_tensors():
+    ids = torch.tensor([[1, 2], [3, 4]])
+    of_tensors = PromptPairs.from_tokens(ids, ids + 5, ids[:, 0], ids + 20)
+    of_lists = PromptPairs.from_tokens(ids.tolist(), (ids + 5).tolist(), ids[:, 0].tolist(), (ids + 20).tolist())
+    assert torch.equal(of_tensors.clean, of_lists.clean)
+    assert torch.equal(of_tensors.correct, of_lists.correct)

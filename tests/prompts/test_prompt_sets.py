@@ -95,10 +95,11 @@ def test_a_tokenizer_without_words_is_refused_with_what_is_missing(name):
         prompt_set(name, ByteTokenizer())
 
 
+@pytest.mark.parametrize("n", [0, 2.5])
 @pytest.mark.parametrize("name", PROMPT_SETS)
-def test_fewer_than_one_prompt_is_refused(bpe, name):
+def test_fewer_than_one_prompt_or_parts_of_one_are_refused(bpe, name, n):
     with pytest.raises(DataError, match="at least 1"):
-        prompt_set(name, bpe, 0)
+        prompt_set(name, bpe, n)
 
 
 def test_an_unknown_set_is_refused_with_the_names_there_are(bpe):
