@@ -195,10 +195,12 @@ def _checked(
 ) -> tuple[tuple[Head, ...], Int[Tensor, "token"]]:
     config = model.config
     every = tuple((layer, head) for layer in range(config.n_layers) for head in range(config.n_heads))
-    chosen = every if heads is None else tuple((int(layer), int(head)) for layer, head in heads)
+    chosen = every if heads is None else tuple(tuple(head) if isinstance(head, list) else head for head in heads)
     if not chosen or (wrong := [head for head in chosen if head not in every]):
-        what = f"{wrong[0]} is" if chosen else "no heads are"
+        what = f"{wrong[0]!r} is" if chosen else "no heads are"
         raise AnalysisError(f"{what} not among the heads to read: (layer, head) of {config.n_layers} x {config.n_heads}")
+    if isinstance(tokens, str):
+        raise TokenError(f"tokens are {tokens!r}; expected a list of ids, as a tokenizer's encode gives")
     ids = torch.as_tensor(tokens, device=model.device)
     if ids.ndim != 1 or not len(ids) or ids.dtype not in (torch.int64, torch.int32):
         raise TokenError(
@@ -206,7 +208,7 @@ def _checked(
         )
     if wrong := [token for token in ids.tolist() if not 0 <= token < config.d_vocab]:
         raise TokenError(f"token {wrong[0]} is not in the vocabulary: ids are 0 to {config.d_vocab - 1}")
-    if not 1 <= k <= config.d_vocab:
+    if type(k) is not int or not 1 <= k <= config.d_vocab:
         raise AnalysisError(f"k={k} must be 1 to the {config.d_vocab} tokens of the vocabulary")
     return chosen, ids.long()
 

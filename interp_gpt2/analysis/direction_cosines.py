@@ -120,9 +120,10 @@ def head_input_directions(model: GPT2, n: int = 1) -> Directions:
 def max_cosines(directions: Directions, others: Directions, k: int = 1, later_only: bool = False, seed: int = 0) -> MaxCosines:
     """For each direction, the k of the others that are most like it and most opposed to it.
 
-    `later_only` compares with others of later layers alone, those that can read what is written. The yardstick: the same for
-    1,000 random directions (`seed`), against all of the others. No table of all pairs ever exists. Raises AnalysisError for
-    directions of different width, and if k is more than there are others.
+    Of directions among themselves, none is compared with itself. `later_only` compares with others of later layers alone,
+    those that can read what is written. The yardstick: the same for 1,000 random directions (`seed`), against all of the
+    others. No table of all pairs ever exists. Raises AnalysisError for directions of different width, and if k is more than
+    there are others.
     """
     if directions.values.shape[1] != others.values.shape[1]:
         widths = directions.values.shape[1], others.values.shape[1]
@@ -131,8 +132,13 @@ def max_cosines(directions: Directions, others: Directions, k: int = 1, later_on
         raise AnalysisError(f"k={k} must be 1 to the {len(others.labels)} directions to compare with")
     left, right = _unit(directions.values), _unit(others.values)
     step, found = max(1, _CHUNK // len(right)), []
-    for some, layers in zip(left.split(step), directions.layers.split(step), strict=True):
+    among_themselves = torch.equal(directions.values, others.values)
+    for start in range(0, len(left), step):
+        some, layers = left[start : start + step], directions.layers[start : start + step]
         hidden = layers[:, None] >= others.layers.to(layers.device) if later_only else None
+        if among_themselves:
+            itself = torch.eye(len(some), len(right), dtype=torch.bool, device=left.device).roll(start, 1)
+            hidden = itself if hidden is None else hidden | itself
         found.append(_extremes(some @ right.T, hidden, k))
     top, top_values, bottom, bottom_values = (torch.cat(column) for column in zip(*found, strict=True))
     random = F.normalize(torch.randn(_N_RANDOM, right.shape[1], generator=torch.Generator().manual_seed(seed)).to(right), dim=1)

@@ -224,11 +224,14 @@ def test_what_is_not_there_is_refused(model, read):
         ([], "expected a list"),
         ([1.0], "expected a list"),
         ([[1]], "expected a list"),
+        (" cat", "expected a list"),
     ]:
         with pytest.raises(TokenError, match=said):
             read(model, wrong)
     with pytest.raises(AnalysisError, match=r"\(2, 0\) is not among"):
         read(model, [1], [(2, 0)])
+    with pytest.raises(AnalysisError, match="'L0H1' is not among the heads"):
+        read(model, [1], ["L0H1"])
     with pytest.raises(AnalysisError, match="no heads are"):
         read(model, [1], [])
     with pytest.raises(AnalysisError, match="k=51 must be 1 to the 50"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from interp_gpt2.analysis import direction_cosines
 from interp_gpt2.analysis.direction_cosines import (
     Directions,
     embedding_directions,
@@ -138,3 +139,14 @@ def test_what_cannot_be_compared_is_refused(model):
         unembedding_directions(model, ["a", "b"])
     with pytest.raises(ConfigError, match="has no W_out"):
         neuron_output_directions(GPT2(GPT2Config(n_layers=1, n_heads=1, d_model=8, d_vocab=9, n_ctx=4, attn_only=True)))
+
+
+@pytest.mark.parametrize("later_only", [False, True])
+def test_among_themselves_no_direction_is_most_like_itself(model, later_only, monkeypatch):
+    neurons = neuron_output_directions(model)
+    monkeypatch.setattr(direction_cosines, "_CHUNK", 40 * len(neurons.labels))  # several parts, whose own columns differ
+    found = max_cosines(neurons, neuron_output_directions(model), 1, later_only)
+    assert (found.top[:, 0] != torch.arange(len(neurons.labels))).all()
+    cosines = torch.nn.functional.cosine_similarity(neurons.values[:, None], neurons.values, dim=-1).fill_diagonal_(-2)
+    if not later_only:
+        torch.testing.assert_close(found.top_values[:, 0], cosines.amax(1))
