@@ -20,8 +20,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-STYLES = ("base.css", "charts.css", "views.css", "circuit.css", "patching.css", "report.css")
-SCRIPTS = ("common.js", "charts.js", "attention.js", "lens.js", "circuit.js", "patching.js")
+STYLES = ("base.css", "charts.css", "views.css", "circuit.css", "patching.css", "report.css", "neurons.css")
+SCRIPTS = ("common.js", "charts.js", "attention.js", "lens.js", "circuit.js", "patching.js", "neurons.js")
 
 # Characters that reorder or hide the text around them (bidirectional controls, zero-width characters and joiners).
 _DECEPTIVE = {"Cf", "Cc", "Cs", "Zl", "Zp"}
