@@ -15,12 +15,13 @@ activation patching".
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from interp_gpt2.causal.base_run import BaseRun
 from interp_gpt2.causal.engine import BUDGET, metric_of, run_patches
 from interp_gpt2.causal.metrics import (
     Function,
@@ -134,13 +135,14 @@ def activation_patching(
     base, other = (pairs.corrupted, pairs.clean) if direction == "denoising" else (pairs.clean, pairs.corrupted)
     with torch.no_grad():
         logits, source = model.run_with_cache(other, names, attention_mask=mask)
-        base_logits = model(base, attention_mask=mask)
+        run = BaseRun.of(model, base, mask, names, names)
+    base_logits = run.logits
     clean_logits = logits if direction == "denoising" else base_logits
     chosen = metric_named(metric, pairs, clean_logits) if isinstance(metric, str) else metric
     ends = metric_of(chosen, base_logits, mask), metric_of(chosen, logits, mask)
     corrupted, clean = ends if direction == "denoising" else ends[::-1]
     refuse_equal(clean, corrupted, chosen)
-    found = run_patches(model, base, cells, chosen, source, mask, budget=budget, naive=naive, progress=progress)
+    found = run_patches(model, base, cells, chosen, source, mask, budget=budget, naive=naive, progress=progress, base=run)
     refuse_unreachable(found.skipped, sweep, pairs)
     shape = [len(indices) for indices in sweep.ranges(model, n_pos)]
     labels = {
@@ -242,7 +244,15 @@ class Sweeps:
         progress: bool = False,
     ) -> PatchingResult:
         options = {"budget": budget, "naive": naive, "progress": progress}
-        return stacked({name: sweep(model, pairs, metric, direction, **options) for name, sweep in self.parts}, "type")
+        found: dict[str, PatchingResult] = {}
+        for name, sweep in self.parts:
+            last = next(reversed(found.values()), None)
+            if last is None or last.complete:
+                found[name] = sweep(model, pairs, metric, direction, **options)
+            else:  # Ctrl-C ends them all
+                nothing = torch.full_like(last.values, torch.nan)
+                found[name] = replace(last, values=nothing, skipped=torch.zeros_like(last.skipped), hook_point=sweep.point)
+        return stacked(found, "type")
 
 
 def _of_heads(axes: tuple[str, ...]) -> Sweeps:

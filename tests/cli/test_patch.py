@@ -201,6 +201,15 @@ def test_ctrl_c_keeps_the_finished_cells(capsys, markov_run, monkeypatch):
     assert out.splitlines()[-1].startswith("wrote ")
 
 
+def test_ctrl_c_ends_all_sweeps_of_several(capsys, markov_run, monkeypatch):
+    interrupted_after(monkeypatch, 5)  # the four cells of "out", and one of "q"
+    words = ["patch", *WORDS, "--model", str(markov_run.path), "--sweep", "attn_head_all_pos_every"]
+    assert cli.main(words) == 130
+    rows = rows_of("patching/attn_head_all_pos_every-denoising.csv")
+    assert [row["type"] for row in rows if row["normalised"]] == ["out"] * 4 + ["q"]
+    assert "15 of 20 cells are not done" in capsys.readouterr().err
+
+
 def test_ctrl_c_before_any_cell_writes_nothing(capsys, markov_run, monkeypatch):
     interrupted_after(monkeypatch, 0)
     words = ["patch", *WORDS, "--model", str(markov_run.path), "--sweep", "attn_head_out_all_pos"]
