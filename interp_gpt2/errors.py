@@ -58,6 +58,10 @@ class RunError(InterpGPT2Error):
     """A run directory that is in use, already exists, or lacks what was asked for."""
 
 
+class StoreError(InterpGPT2Error):
+    """An activation store that is of another model or text, is not finished, or lacks what was asked for."""
+
+
 class DivergenceError(InterpGPT2Error):
     """Training whose loss or gradient is no longer a finite number."""
 

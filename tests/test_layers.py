@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "interp_gpt2"
 ROOMS = [
     "errors", "files", "memory", "config", "hooks", "hf_format", "factored", "cache", "kv_cache", "initialisation", "inputs",
     "linear", "shortcuts", "model", "passes", "weights", "folding", "planted", "generation", "vocab_bpe", "tokenizers",
-    "convert", "data", "runs", "prompts", "analysis", "causal", "sweeps", "training", "views", "report",
+    "convert", "data", "runs", "activations", "prompts", "analysis", "causal", "sweeps", "training", "views", "report",
     "contract", "transformer_lens", "cli",
 ]  # fmt: skip
 

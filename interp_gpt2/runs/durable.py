@@ -25,17 +25,22 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         for chunk in chunks:
-            whole = memoryview(chunk)
-            for start in range(0, len(whole), _PIECE):  # small enough to be in the processor's cache for both
-                rest = whole[start : start + _PIECE]
-                sha256.update(rest)
-                while rest:
-                    rest = rest[os.write(fd, rest) :]
-            n_bytes += len(whole)
+            n_bytes += write_hashed(fd, chunk, sha256)
         os.fsync(fd)
     finally:
         os.close(fd)
     return FileEntry(n_bytes, sha256.hexdigest())
+
+
+def write_hashed(fd: int, chunk: bytes | memoryview, sha256: "hashlib._Hash") -> int:
+    """Append to an open file and to its hash; how many bytes. Raises OSError."""
+    whole = memoryview(chunk)
+    for start in range(0, len(whole), _PIECE):  # small enough to be in the processor's cache for both
+        rest = whole[start : start + _PIECE]
+        sha256.update(rest)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+    return len(whole)
 
 
 def move_file(source: Path, target: Path) -> FileEntry:
@@ -105,12 +110,12 @@ def write_errors_named(path: Path, n_bytes: int) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointWriteError(
-            f"{path} could not be written: {error.strerror or error} ({n_bytes:,} bytes needed, {_free_bytes(path)} free); "
+            f"{path} could not be written: {error.strerror or error} ({n_bytes:,} bytes needed, {free_bytes(path)} free); "
             "earlier checkpoints are untouched"
         ) from error
 
 
-def _free_bytes(path: Path) -> str:
+def free_bytes(path: Path) -> str:
     while not path.exists() and path != path.parent:
         path = path.parent
     try:

@@ -116,7 +116,7 @@ def read_manifest(directory: Path) -> Manifest:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} does not exist or is not a directory")
     path = directory / MANIFEST
-    with _plain_file(path) as file:
+    with plain_file(path) as file:
         manifest = _parse_manifest(file.read(_MAX_MANIFEST), path)
     named = step_of_name(directory.name)
     if named is not None and manifest.step != named:
@@ -168,7 +168,7 @@ def read_one(directory: Path, name: str) -> bytes:
     manifest = read_manifest(directory)
     if name not in manifest.files:
         raise CheckpointError(f"{directory / MANIFEST} does not name {name}")
-    return _check_file(directory / name, manifest.files[name], wanted=True, verify=True)
+    return check_file(directory / name, manifest.files[name], wanted=True, verify=True)
 
 
 def read_verified(directory: Path, wanted: Collection[str] = (), verify: bool = True) -> tuple[Manifest, dict[str, bytes]]:
@@ -193,13 +193,16 @@ def _check_files(directory: Path, manifest: Manifest, wanted: Collection[str], v
     found = {name for name in os.listdir(directory) if not name.startswith(".")}
     for name in sorted(found - {MANIFEST, *manifest.files, *manifest.dropped}):
         raise CheckpointError(f"{directory / name} is not named in the manifest; move it elsewhere")
-    checked = {name: _check_file(directory / name, entry, name in wanted, verify) for name, entry in manifest.files.items()}
+    checked = {name: check_file(directory / name, entry, name in wanted, verify) for name, entry in manifest.files.items()}
     return {name: data for name, data in checked.items() if name in wanted}
 
 
-def _check_file(path: Path, entry: FileEntry, wanted: bool, verify: bool) -> bytes:
-    """The file's bytes if they are wanted, else none: an optimizer's state need not fit in memory to be checked."""
-    with _plain_file(path) as file:
+def check_file(path: Path, entry: FileEntry, wanted: bool, verify: bool) -> bytes:
+    """The file's bytes if they are wanted, else none: an optimizer's state need not fit in memory to be checked.
+
+    Raises CheckpointError naming the file if it is missing, no plain file, of another size or, with `verify`, altered.
+    """
+    with plain_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size != entry.bytes:
             what = "truncated" if size < entry.bytes else "longer than it was written"
@@ -213,7 +216,7 @@ def _check_file(path: Path, entry: FileEntry, wanted: bool, verify: bool) -> byt
 
 
 @contextmanager
-def _plain_file(path: Path) -> Iterator[BinaryIO]:
+def plain_file(path: Path) -> Iterator[BinaryIO]:
     """A file opened for reading, never through a link. Raises CheckpointError if it is missing, unreadable or no file."""
     try:
         # O_NONBLOCK: opening a named pipe must not wait for somebody to write into it.

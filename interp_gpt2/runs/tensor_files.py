@@ -44,12 +44,12 @@ def tensor_chunks(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     infos = {name: TensorInfo(_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in on_cpu.items()}
     bodies = [memoryview(on_cpu[name].reshape(-1).view(torch.uint8).numpy()) for name in _file_order(infos)]
-    return [_header(infos), *bodies]
+    return [header_bytes(infos), *bodies]
 
 
 def file_size(infos: Mapping[str, TensorInfo]) -> int:
     """Bytes of the safetensors file with tensors of these dtypes and shapes."""
-    return len(_header(infos)) + sum(math.prod(info.shape) * _BYTES[info.dtype] for info in infos.values())
+    return len(header_bytes(infos)) + sum(math.prod(info.shape) * _BYTES[info.dtype] for info in infos.values())
 
 
 def _file_order(infos: Mapping[str, TensorInfo]) -> list[str]:
@@ -57,7 +57,7 @@ def _file_order(infos: Mapping[str, TensorInfo]) -> list[str]:
     return sorted(infos, key=lambda name: (-_ORDER.index(infos[name].dtype), name))
 
 
-def _header(infos: Mapping[str, TensorInfo]) -> bytes:
+def header_bytes(infos: Mapping[str, TensorInfo]) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without this note
     end = 0
     for name in _file_order(infos):
