@@ -13,16 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp_gpt2 import sweeps
 from interp_gpt2.analysis.attention_patterns import HeadScores
-from interp_gpt2.analysis.rows import Analysis, Row
+from interp_gpt2.analysis.rows import ROW_KEYS, Analysis, Row
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import AnalysisError, CheckpointError, RunError
 from interp_gpt2.model import GPT2
 from interp_gpt2.runs.checkpoint import save_checkpoint
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.writing import create_run
-from interp_gpt2.sweeps import COLUMNS, load_rows, save_rows, sweep
+from interp_gpt2.sweeps import COLUMNS, executors, load_rows, save_rows, sweep
 
 CONFIG = GPT2Config(n_layers=2, n_heads=2, d_model=8, d_vocab=11, n_ctx=8)
 STEPS = (0, 1, 2, 4, 8)
@@ -90,7 +89,7 @@ def test_a_sweep_is_the_analysis_of_every_checkpoint_in_a_tidy_table(run):
     for (step, row), got in zip(expected, frame.to_dict("records"), strict=True):
         where = {"run": "tiny", "seed": 3, "step": step, "tokens": 100 * step, "analysis": "head_scores"}
         assert {key: got[key] for key in where} == where
-        for key in sweeps.ROW_KEYS:
+        for key in ROW_KEYS:
             assert got[key] == row[key] if key in row else pandas.isna(got[key])
 
 
@@ -173,7 +172,7 @@ def test_an_analysis_that_refuses_one_step_does_not_take_the_others_with_it(run)
 
 
 def test_a_bug_in_an_analysis_keeps_its_cause(run):
-    with pytest.raises(AnalysisError, match=r"5 of 5 checkpoints failed.*step 0: ZeroDivisionError") as caught:
+    with pytest.raises(AnalysisError, match=r"5 of 5 checkpoints failed.*step 0: broken: ZeroDivisionError") as caught:
         sweep(run, Broken(), workers=1)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
@@ -208,18 +207,18 @@ def test_a_table_survives_being_saved(run, tmp_path, suffix):
 
 
 def test_processes_start_only_where_they_save_time(monkeypatch):
-    monkeypatch.setattr(sweeps, "n_cores", lambda: 4)
-    assert sweeps.worth(seconds=0.01, n_tasks=100) == 1
-    assert sweeps.worth(seconds=1.0, n_tasks=3) == 1
-    assert sweeps.worth(seconds=1.0, n_tasks=100) == 4
-    assert sweeps.worth(seconds=60.0, n_tasks=2) == 2
-    assert sweeps.worth(seconds=60.0, n_tasks=0) == 1
+    monkeypatch.setattr(executors, "n_cores", lambda: 4)
+    assert executors.worth(seconds=0.01, n_tasks=100) == 1
+    assert executors.worth(seconds=1.0, n_tasks=3) == 1
+    assert executors.worth(seconds=1.0, n_tasks=100) == 4
+    assert executors.worth(seconds=60.0, n_tasks=2) == 2
+    assert executors.worth(seconds=60.0, n_tasks=0) == 1
 
 
 def run_script(tmp_path, text: str) -> subprocess.CompletedProcess:
     script = tmp_path / "script.py"
     script.write_text(text)
-    root = Path(sweeps.__file__).parents[1]
+    root = Path(executors.__file__).parents[2]
     return subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)})
 
 
@@ -255,3 +254,36 @@ def test_gradients_are_off_and_the_caller_keeps_his(run):
 
     assert list(sweep(run, Watch(), workers=1).value) == [0.0] * len(STEPS)
     assert torch.is_grad_enabled()
+
+
+def test_an_edit_to_another_analysis_leaves_stored_rows_valid(tmp_path, monkeypatch):
+    from interp_gpt2.sweeps import results
+
+    package = tmp_path / "interp_gpt2"
+    for name, text in {
+        "model.py": "",
+        "analysis/heads.py": "from interp_gpt2.analysis.rows import Row",
+        "analysis/rows.py": "import interp_gpt2.analysis.base",
+        "analysis/base.py": "",
+        "analysis/other.py": "",
+        "convert/names.py": "",
+        "sweeps/results.py": "",
+    }.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    monkeypatch.setattr(results, "__file__", str(package / "sweeps" / "results.py"))
+
+    def edited(name: str) -> bool:
+        results.code_hash.cache_clear()
+        before = results.code_hash("interp_gpt2.analysis.heads")
+        with (package / name).open("a") as file:
+            file.write("\nx = 1\n")
+        results.code_hash.cache_clear()
+        return results.code_hash("interp_gpt2.analysis.heads") != before
+
+    try:
+        changed = {name: edited(name) for name in ("model.py", "analysis/heads.py", "analysis/rows.py", "analysis/base.py",
+                                                   "convert/names.py", "analysis/other.py", "sweeps/results.py")}  # fmt: skip
+    finally:
+        results.code_hash.cache_clear()
+    assert [name for name, stale in changed.items() if not stale] == ["analysis/other.py", "sweeps/results.py"]
