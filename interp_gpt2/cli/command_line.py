@@ -23,6 +23,7 @@ COMMANDS = {
     "runs": "the runs in a folder, with their last losses",
     "lens": "what each layer would predict: the logit lens of a prompt",
     "heads": "induction, previous-token and other scores of every head",
+    "neurons": "pages of neurons: contexts, effects on logits, history",
     "patch": "which pieces of the model carry an answer: activation patching",
     "generate": "continue a prompt",
     "convert": "to Hugging Face or TransformerLens",
