@@ -61,13 +61,15 @@ def run_patches(
     budget: int = BUDGET,
     naive: bool = False,
     progress: bool = False,
+    base: BaseRun | None = None,
 ) -> PatchedRuns:
     """The metric after each of `cells`, sets of patches that act together, on every prompt of `tokens`.
 
     `source` is the cache of another run over tokens of the same shape, where patches without a value of their own read; a
     run of one prompt of that length serves them all.
     `budget` bounds the bytes that a batch of interventions takes beside the base run and the weights. A model with standing
-    edits, whose layers only it can run, goes the naive way. Ctrl-C ends the sweep with what is finished, and a warning.
+    edits, whose layers only it can run, goes the naive way. `base`: the run of these tokens, where it is known already, with
+    what patches at these hook points need. Ctrl-C ends the sweep with what is finished, and a warning.
 
     Raises AnalysisError, before any intervention runs, for a metric that is not one finite number for each prompt (or for
     all of them), a piece that does not exist, a source that has not kept it, and a budget that holds not one intervention.
@@ -79,7 +81,8 @@ def run_patches(
         require_source(patch, source)
     if naive or isinstance(model, EditedGPT2):
         return _naively(model, tokens, cells, metric, source, attention_mask, progress)
-    base = BaseRun.of(model, tokens, attention_mask, {patch.name for cell in placed for patch in cell}, source or ())
+    if base is None:
+        base = BaseRun.of(model, tokens, attention_mask, {patch.name for cell in placed for patch in cell}, source or ())
     sweep = _Sweep(base, metric, source)
     cases, skipped = Planning(base, source, sweep.last.cpu()).cases(placed)
     values = sweep.baseline.expand(len(cells), -1).clone()

@@ -117,18 +117,38 @@ class Propagation:
         if q is not None:
             inside = (at >= start) & (at < stop)
             queries[local[inside], at[inside] - start] = q[inside]
+        shared = self._shared_keys(pair, int(at.min()), start, stop)
         keys, values = (
-            self._replaced(self.base.at(name, layer), pair, stop, local, at, new) for name, new in (("k", k), ("v", v))
+            self._replaced(self.base.at(name, layer), pair, shared, stop, local, at, new) for name, new in (("k", k), ("v", v))
         )
-        z = self.base.model.blocks[layer].attn.attend_fused(queries, keys, values, NO_HOOKS, self.visible(pair, start, stop))
+        if shared:
+            before = (self.base.at(name, layer)[pair[0], :shared] for name in "kv")
+            z = attend_in_two(self.base.model.blocks[layer].attn.scale, queries, *before, keys, values)
+        else:
+            visible = self.visible(pair, start, stop)
+            z = self.base.model.blocks[layer].attn.attend_fused(queries, keys, values, NO_HOOKS, visible)
         return z[of, pos - start]
 
-    def _replaced(self, base: Tensor, pair: Tensor, stop: int, local: Tensor, at: Tensor, new: Tensor | None) -> Tensor:
-        dense = base[pair, :stop]
+    def _replaced(
+        self, base: Tensor, pair: Tensor, first: int, stop: int, local: Tensor, at: Tensor, new: Tensor | None
+    ) -> Tensor:
+        """What stands at the positions from `first` to `stop`, with the changed put in."""
+        dense = base[pair, first:stop]
         if new is not None:
             inside = at < stop
-            dense[local[inside], at[inside]] = new[inside]
+            dense[local[inside], at[inside] - first] = new[inside]
         return dense
+
+    def _shared_keys(self, pair: Tensor, changed: int, start: int, stop: int) -> int:
+        """How many keys, from the first on, all cases read as they are in the base run; 0 where copying them is cheaper.
+
+        A copy for each case is most of the work where few queries look back on a long prompt. Without it there are scores to
+        be kept, which are smaller than keys and values only for few queries.
+        """
+        shared = min(changed, start)
+        few = 3 * (stop - start) < 2 * self.base.model.config.d_head
+        one_prompt = self.base.visible is None and bool((pair == pair[0]).all())
+        return shared if few and one_prompt and 2 * shared > stop else 0
 
     def visible(self, pair: Tensor, start: int, stop: int) -> Tensor | None:
         """Which of the keys before `stop` the queries from `start` on see; None where plain causal attention says so."""
@@ -143,3 +163,22 @@ class Propagation:
         if self.base.visible is not None:
             return self.base.visible[self.pair[rows.case], :, rows.pos]
         return (torch.arange(self.base.tokens.shape[1], device=rows.pos.device) <= rows.pos[:, None])[:, None]
+
+
+def attend_in_two(
+    scale: float,
+    q: Float[Tensor, "case query head d_head"],
+    k_before: Float[Tensor, "shared head d_head"],
+    v_before: Float[Tensor, "shared head d_head"],
+    k: Float[Tensor, "case key head d_head"],
+    v: Float[Tensor, "case key head d_head"],
+) -> Float[Tensor, "case query head d_head"]:
+    """Causal attention over keys that all cases share, and behind them each case's own, up to that of the last query."""
+    n_shared, (n_cases, n_queries), n_keys = len(k_before), q.shape[:2], k.shape[1]
+    q = q.permute(2, 0, 1, 3) * scale  # (head, case, query, d_head)
+    before = (q.flatten(1, 2) @ k_before.permute(1, 2, 0)).unflatten(1, (n_cases, n_queries))
+    own = q @ k.permute(2, 0, 3, 1)  # (head, case, query, key)
+    unseen = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device).triu(n_keys - n_queries + 1)
+    pattern = torch.cat([before, own.masked_fill_(unseen, -torch.inf)], -1).softmax(-1)
+    z = (pattern[..., :n_shared].flatten(1, 2) @ v_before.transpose(0, 1)).unflatten(1, (n_cases, n_queries))
+    return (z + pattern[..., n_shared:] @ v.permute(2, 0, 1, 3)).permute(1, 2, 0, 3)

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from interp_gpt2.causal import engine
+from interp_gpt2.causal import engine, propagation
 from interp_gpt2.causal.engine import run_patches
 from interp_gpt2.causal.metrics import kl_divergence, logit_difference, probability, rank
 from interp_gpt2.causal.patch import HEAD_POINTS, SQUARE_POINTS, Patch
@@ -369,3 +369,18 @@ def test_a_metric_looks_at_a_whole_position(model, pos):
     tokens, source = runs(model)
     with pytest.raises(AnalysisError, match="a position is a whole number"):
         run_patches(model, tokens, [[Patch("z", 0)]], logit_difference(1, 2, pos=pos), source)
+
+
+@pytest.mark.parametrize("point", ["resid_pre", "q", "k", "v", "z", "pattern", "mlp_out"])
+def test_late_positions_of_a_long_prompt_read_the_keys_before_them_without_copying_them(make_gpt2, monkeypatch, point):
+    model = make_gpt2(GPT2Config(n_layers=3, n_heads=2, d_model=64, d_vocab=50, n_ctx=64))
+    tokens = torch.randint(0, 50, (1, 60), generator=torch.Generator().manual_seed(0))
+    source = model.run_with_cache((tokens + 1) % 50, "*")[1]
+    cells = [[Patch(point, layer, at)] for layer in range(3) for at in range(54, 60)]
+    keys = []
+    real = propagation.attend_in_two
+    monkeypatch.setattr(propagation, "attend_in_two", lambda *given: keys.append((len(given[2]), given[4].shape[1])) or real(*given))
+    for metric in (logit_difference(1, 2), METRICS["one number for each pair"]):
+        found = run_patches(model, tokens, cells, metric, source)
+        assert apart(found.values, run_patches(model, tokens, cells, metric, source, naive=True).values) <= 1e-5
+    assert set(keys) <= {(54, 6), (59, 1)} and len(keys) >= 3  # shared keys, and each case's own
