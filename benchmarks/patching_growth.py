@@ -1,8 +1,9 @@
 """How the cost of a sweep grows with the prompt and with the layers: ours beside one whole pass for each cell.
 
-Measured by `python benchmarks/patching.py --growth`. resid_pre on pairs that first differ at index 0, logit difference at the
-last token, models as wide as the small one and with its vocabulary. Two sweeps for each: every position, and the last 8,
-which are as many cells however long the prompt is. Whole passes are measured on a few cells (`naive=True`) and scaled.
+Measured by `python benchmarks/patching.py --growth`. Pairs that first differ at index 0, logit difference at the last
+token, models as wide as the small one and with its vocabulary. Two ways each: over every position (resid_pre), and over the
+last 8 (resid_pre; z of every head), which are as many cells however long the prompt is. Whole passes are measured on a few
+cells (`naive=True`) and scaled.
 """
 
 from dataclasses import replace
@@ -33,12 +34,15 @@ def pair_of(config: GPT2Config, n_pos: int) -> PromptPairs:
     return PromptPairs(clean, corrupted, torch.tensor([[5]]), torch.tensor([[7]]))
 
 
-def table(what: str, shapes: dict[int, tuple[GPT2Config, int]], last: int | None, rounds: int, clock: Clock) -> dict[str, Any]:
+def table(
+    what: str, shapes: dict[int, tuple[GPT2Config, int]], last: int | None, rounds: int, clock: Clock, heads: bool = False
+) -> dict[str, Any]:
     """Milliseconds of both at each size, and the slopes of straight lines through the logarithms."""
+    point, axes = ("z", ("layer", "pos", "head")) if heads else ("resid_pre", ("layer", "pos"))
     times: dict[str, list[float]] = {OURS: [], NAIVE: []}
     for config, n_pos in shapes.values():
         model, pairs = GPT2(config).eval(), pair_of(config, n_pos)
-        sweep = Sweep("resid_pre", ("layer", "pos"), positions=None if last is None else range(n_pos - last, n_pos))
+        sweep = Sweep(point, axes, positions=None if last is None else range(n_pos - last, n_pos))
         times[OURS].append(typical(lambda: sweep(model, pairs, METRIC), rounds, clock))  # noqa: B023
         times[NAIVE].append(whole_passes(model, pairs, sweep, rounds, clock))
     sizes = list(shapes)
@@ -51,7 +55,7 @@ def whole_passes(model: GPT2, pairs: PromptPairs, sweep: Sweep, rounds: int, clo
     chosen = torch.randperm(len(cells), generator=torch.Generator().manual_seed(0))[:CELLS].tolist()
 
     def source() -> dict[str, Tensor]:
-        return model.run_with_cache(pairs.clean, "*.resid_pre")[1]
+        return model.run_with_cache(pairs.clean, f"*.{sweep.point}")[1]
 
     kept = source()
 
@@ -84,19 +88,20 @@ def all_tables(rounds: int, clock: Clock, tiny: bool) -> list[dict[str, Any]]:
 
     deep = {n_layers: (replace(base, n_layers=n_layers), 15) for n_layers in layers}
     return [
-        table("tokens, every position, 2 layers", long(2), None, rounds, clock),
-        table(f"tokens, the last {LAST}, 12 layers", long(2 if tiny else 12), LAST, rounds, clock),
-        table("layers, every position of 15", deep, None, rounds, clock),
-        table(f"layers, the last {LAST} of 15", deep, LAST, rounds, clock),
+        table("tokens; resid_pre at every position, 4 layers", long(4), None, rounds, clock),
+        table(f"tokens; resid_pre at the last {LAST}, 12 layers", long(12), LAST, rounds, clock),
+        table(f"tokens; z of every head at the last {LAST}, 12 layers", long(12), LAST, rounds, clock, heads=True),
+        table("layers; resid_pre at every position of 15", deep, None, rounds, clock),
+        table(f"layers; resid_pre at the last {LAST} of 15", deep, LAST, rounds, clock),
     ]
 
 
 INTRODUCTION = """\
 ### How it grows
 
-resid_pre sweeps as above, milliseconds, beside one whole pass for each cell (`naive=True`, scaled from {cells} cells); an
+Sweeps as above, milliseconds, beside one whole pass for each cell (`naive=True`, scaled from {cells} cells); an
 exponent is the slope of a straight line through the logarithms. Over every position there are as many more cells as tokens,
-each of which changes half of the positions; over the last {last} only the two runs themselves and the keys that are read grow.
+each of which changes half of the positions on average; over the last {last} only the two runs themselves grow, and the scores.
 """
 
 
