@@ -30,7 +30,7 @@ from interp_gpt2.errors import CheckpointWriteError, StoreError
 from interp_gpt2.model import GPT2
 from interp_gpt2.runs.checkpoint import weights_sha256
 from interp_gpt2.runs.durable import free_bytes, sync_directory, write_file
-from interp_gpt2.runs.manifest import TOKENIZER_FILES, entry_of
+from interp_gpt2.runs.manifest import TOKENIZER_FILES, FileEntry, entry_of
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.tensor_files import tensor_chunks
 from interp_gpt2.runs.writing import LOCK, run_lock
@@ -165,17 +165,20 @@ class _Writer:
             path.unlink()
         for checkpoint in record.checkpoints:
             self._sweep(record, checkpoint)
-        if not record.files:
-            files = {}
-            (self.directory / TEXTS).unlink(missing_ok=True)
-            files[TEXTS] = write_file(self.directory / TEXTS, tensor_chunks(self.texts.columns))
-            if self.texts.tokenizer is not None:
-                self.texts.tokenizer.save(self.directory)
-                files |= {name: entry_of((self.directory / name).read_bytes()) for name in TOKENIZER_FILES}
-            record = replace(record, files=files)
+        if not record.files or not all((self.directory / name).is_file() for name in record.files):
+            record = replace(record, files=self._texts())
         if not is_store(self.directory) or read_record(self.directory) != record:
             record.write(self.directory)
         return record
+
+    def _texts(self) -> dict[str, FileEntry]:
+        """Write the texts and their tokenizer."""
+        (self.directory / TEXTS).unlink(missing_ok=True)
+        files = {TEXTS: write_file(self.directory / TEXTS, tensor_chunks(self.texts.columns))}
+        if self.texts.tokenizer is not None:
+            self.texts.tokenizer.save(self.directory)
+            files |= {name: entry_of((self.directory / name).read_bytes()) for name in TOKENIZER_FILES}
+        return files
 
     def _sweep(self, record: Record, checkpoint: StoredCheckpoint) -> None:
         """Delete shards that a killed writer finished and could not enter into the manifest."""

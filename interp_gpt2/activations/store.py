@@ -120,7 +120,7 @@ class ActivationStore:
 
     def rows(self, name: str | tuple, step: int | None = None) -> "StoredRows":
         """The rows of a hook point at a step (None: the last). Raises HookNameError and StoreError for what is not stored."""
-        name, checkpoint = self._name(name), self._checkpoint(step)
+        name, checkpoint = self.full_name(name), self._checkpoint(step)
         key = (name, checkpoint.step)
         if key not in self._opened:
             index = list(self.plan.hook_points).index(name)
@@ -166,7 +166,8 @@ class ActivationStore:
             found = threads.map(partial(_damage_of, self.path), self.record.entries().items())
             return [problem for problem in found if problem]
 
-    def _name(self, name: str | tuple) -> str:
+    def full_name(self, name: str | tuple) -> str:
+        """The hook point meant. Raises HookNameError for one that is not stored."""
         wanted = full_name(*name, n_layers=self.config.n_layers) if isinstance(name, tuple) else canonical(name)
         if wanted not in self.plan.hook_points:
             near = get_close_matches(wanted, self.plan.hook_points, n=3) or list(self.plan.hook_points)[:8]

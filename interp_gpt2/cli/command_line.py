@@ -25,6 +25,7 @@ COMMANDS = {
     "heads": "induction, previous-token and other scores of every head",
     "neurons": "pages of neurons: contexts, effects on logits, history",
     "patch": "which pieces of the model carry an answer: activation patching",
+    "cache": "activations on disk: many hook points, tokens and checkpoints",
     "generate": "continue a prompt",
     "convert": "to Hugging Face or TransformerLens",
     "push": "a run to the Hugging Face Hub, a branch for each step",
