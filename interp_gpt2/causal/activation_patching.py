@@ -129,6 +129,7 @@ def activation_patching(
     if direction not in ("denoising", "noising"):
         raise AnalysisError(f"direction={direction!r} is neither 'denoising' (clean pieces into the corrupted run) nor 'noising'")
     pairs.check(model.config)
+    pairs = pairs.to(model.device)
     n_pos, mask = pairs.clean.shape[1], pairs.attention_mask
     cells = sweep.cells(model, n_pos)
     names = sorted({patch.placed(model.config, n_pos).name for cell in cells for patch in cell})

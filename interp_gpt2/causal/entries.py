@@ -76,7 +76,7 @@ def _patched(base: Tensor, pair: Tensor, pos: Tensor, of: Tensor, patches: Seque
     kind = torch.tensor([order[id(patch.value)] for patch in patches], device=of.device)[of]
     for number, patch in enumerate(kinds.values()):
         mine = slice(None) if len(kinds) == 1 else kind == number
-        given = patch.source(base.shape, source)
+        given = patch.source(base.shape, source).to(base.device)  # means and kept caches may be on the CPU
         wanted[mine] = (given[pair[mine], :, pos[mine]] if square else given[pair[mine], pos[mine]]).to(rows)
     chosen = _chosen(patches, base)
     return wanted if chosen is None else torch.where(chosen.to(of.device)[of], wanted, rows)

@@ -160,6 +160,7 @@ def _patched(
     if mlps not in ("recomputed", "frozen") or direction not in ("denoising", "noising"):
         raise AnalysisError(f"mlps={mlps!r} is 'recomputed' or 'frozen', direction={direction!r} 'noising' or 'denoising'")
     pairs.check(model.config)
+    pairs = pairs.to(model.device)
     readers = _receivers(model, receivers)
     writers = [_senders(model, group, readers) for group in senders]
     names = ["embed", "pos_embed", "*resid_pre", "*attn_out", "*attn.z", *([] if model.config.attn_only else ["*mlp_out"])]
