@@ -91,6 +91,30 @@ def make_gpt2() -> Callable[..., GPT2]:
     return random_gpt2
 
 
+def assert_finds(
+    measure: Callable[[GPT2], torch.Tensor], planted_scores: torch.Tensor | list[float], random_models: list[GPT2]
+) -> None:
+    """In the last of the random models no score is outside the 99 % range of the others; the planted scores all are.
+
+    The range holds all scores of a model at once, 99 times in 100: at each place Student's t of one more score after those
+    known there, two-sided, each place its share of the 1 %.
+    """
+    from scipy.stats import t
+
+    scores = torch.stack([measure(model).flatten().double() for model in random_models])
+    known, fresh = scores[:-1], scores[-1]
+    n = len(known)
+    reach = t.ppf(1 - 0.005 / len(fresh), n - 1) * known.std(0) * (1 + 1 / n) ** 0.5
+    assert ((fresh - known.mean(0)).abs() <= reach).all()
+    planted = torch.as_tensor(planted_scores).double().reshape(-1, 1)
+    assert ((planted - known.mean(0)).abs() > reach).all()  # of every place, not only of its own
+
+
+@pytest.fixture(scope="session", name="assert_finds")
+def assert_finds_fixture() -> Callable[..., None]:
+    return assert_finds
+
+
 class LargestMade(TorchDispatchMode):
     """The most bytes of any one tensor made inside the block; views count as what they are views of."""
 
