@@ -7,13 +7,15 @@ from difflib import get_close_matches
 from interp_gpt2.analysis.attention_patterns import HeadScores
 from interp_gpt2.analysis.head_weights import HeadComposition, HeadCopying
 from interp_gpt2.analysis.in_context import InContextLearningScore
+from interp_gpt2.analysis.learning_coefficient import LocalLearningCoefficient
 from interp_gpt2.analysis.logit_lens import LensByLayer
 from interp_gpt2.analysis.loss import LossByPosition
 from interp_gpt2.analysis.ngram_agreement import NGramAgreement
 from interp_gpt2.analysis.references import reference_losses, strongest_reference
 from interp_gpt2.analysis.representations import LayerSimilarity
 from interp_gpt2.analysis.rows import Analysis
-from interp_gpt2.analysis.sequences import HEAD_SEQUENCES, Sequences, held_out
+from interp_gpt2.analysis.sequences import HEAD_SEQUENCES, Sequences, held_out, training_windows
+from interp_gpt2.analysis.sgld import Langevin
 from interp_gpt2.analysis.token_classes import LossByTokenClass
 from interp_gpt2.analysis.tuned_lens import SettlingDepth, TunedLensByLayer
 from interp_gpt2.analysis.weight_spectra import WeightSpectra
@@ -66,6 +68,13 @@ REGISTRY = {
     "lens_by_layer": Registered("the logit lens of every layer", 16, lambda found: LensByLayer(found.inputs)),
     "layer_similarity": Registered(
         "CKA and shared directions of the residual streams", 16, lambda found: LayerSimilarity(found.inputs)
+    ),
+    "learning_coefficient": Registered(
+        "the local learning coefficient, by sampling near the weights: a minute for a small model",
+        1,
+        lambda found: LocalLearningCoefficient(
+            training_windows(found.source, found.inputs.shape[1], 512), Langevin(n_chains=2, n_draws=100, n_burn_in=100)
+        ),
     ),
     "weight_spectra": Registered("norms and ranks of every weight matrix", 1, lambda found: WeightSpectra()),
     "settling_depth": Registered(

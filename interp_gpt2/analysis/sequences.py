@@ -13,6 +13,7 @@ from interp_gpt2.data.synthetic import repeated_tokens
 
 PROMPT_CHARACTERS = 48
 HEAD_SEQUENCES = 32
+OWN_DRAWS = 1_000_003  # added to a seed: windows that are not those of a run's own training steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,11 @@ def held_out(source: Source, n_ctx: int, n: int | None = None) -> Sequences:
         return Sequences(tokens, f"all {len(tokens):,} held-out sequences of {source.name}", source)
     chosen = torch.arange(n) * len(tokens) // n
     return Sequences(tokens[chosen], f"{n:,} held-out sequences of {source.name}, evenly spaced", source)
+
+
+def training_windows(source: Source, n_ctx: int, n: int, seed: int = 0) -> Int[Tensor, "batch pos+1"]:
+    """`n` windows of a source's training data, drawn apart from those of any run's own steps."""
+    return source.batch(0, n, n_ctx, seed + OWN_DRAWS).cpu()
 
 
 def repeated_random(config: GPT2Config, n: int = HEAD_SEQUENCES) -> Sequences:

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from interp_gpt2.analysis.logit_lens import LogitLens, logit_lens_of, next_tokens, residual_streams, stream_labels
 from interp_gpt2.analysis.rows import Z_95, Analysis, Row, interval, require_eval, standard_error
+from interp_gpt2.analysis.sequences import OWN_DRAWS
 from interp_gpt2.data.source import Source
 from interp_gpt2.errors import AnalysisError, ConfigError
 from interp_gpt2.model import GPT2
-
-OWN_DRAWS = 1_000_003  # added to a seed: windows that are not those of the run's own training steps
 
 
 @dataclass(frozen=True)
