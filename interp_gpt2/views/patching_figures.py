@@ -74,7 +74,7 @@ def _panel(axes: "Axes", data: PatchingData, index: int, labels: list[list[str]]
     from_below = data.axes[1] == "layer"
     image = axes.imshow(
         values, cmap="RdBu", vmin=data.base - data.limit, vmax=data.base + data.limit, aspect="auto",
-        origin="lower" if from_below else "upper", label=" ".join(("normalised", data.axes[0], data.labels[0][index])).strip(),
+        label=" ".join(("normalised", data.axes[0], data.labels[0][index])).strip(),
     )  # fmt: skip
     skipped, undone = np.array(data.skipped[index], dtype=bool), np.isnan(values)
     if skipped.any():

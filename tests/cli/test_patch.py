@@ -60,6 +60,7 @@ def test_it_prints_and_writes_what_the_library_finds(capsys, markov_run, pairs):
         for pos, cell in enumerate(line[1:]):
             expected = "-" if found.skipped[layer, pos, 0] else f"{found.normalised[layer, pos]:.2f}".replace("-0.00", "0.00")
             assert cell == expected
+    assert [line.split()[0] for line in lines if len(line.split()) == 9][-2:] == ["1", "0"]  # the last layer above
     best = found.top(1).iloc[0]
     table = lines[next(i for i, line in enumerate(lines) if line.startswith("furthest from the corrupted run")) + 3]
     assert table.split() == [best["layer"], *best["pos"].split(), f"{best['normalised']:.3f}", f"{best['value']:.4g}"]

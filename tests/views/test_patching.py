@@ -144,6 +144,11 @@ def test_a_title_says_what_lies_between_which_runs() -> None:
     assert patching_heat_map(result(TWO)).axes[-1].get_ylabel() == "0 corrupted\n1 clean"
 
 
+def test_layers_stand_from_below_and_heads_from_above() -> None:
+    assert patching_heat_map(result(TWO)).axes[0].get_ylim() == (-0.5, 2.5)
+    assert patching_heat_map(result(THREE)).axes[0].get_ylim() == (1.5, -0.5)
+
+
 def test_cells_without_a_patch_are_hatched_and_cells_not_done_crossed() -> None:
     axes = patching_heat_map(undone(result(TWO), 2, 3)).axes[0]
     squares, crosses = axes.collections
