@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp_gpt2.analysis.rows import Analysis, Row
+from interp_gpt2.analysis.untrained import untrained_like
 from interp_gpt2.analysis.windows import Batch, Windows, neuron_layers
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
@@ -73,16 +74,15 @@ def _joined(one: list[Tensor], n: int, other: list[Tensor], m: int) -> list[Tens
 class NeuronActivity(Analysis):
     """Shares of dead and of always-on neurons, and the median firing frequency, by layer, for a sweep.
 
-    "dead_neurons", "always_on_neurons" and "firing_frequency" with n tokens; beside each, "..._untrained": the same of a
-    model of this config at its own initialisation (seed 0).
+    "dead_neurons", "always_on_neurons" and "firing_frequency" with n tokens; beside each, "..._untrained": the same of an
+    untrained model of its shape.
     """
 
     windows: Windows
     name: str = "neuron_activity"
 
     def __call__(self, model: GPT2) -> list[Row]:
-        untrained = GPT2(model.config, seed=0).eval().to(model.device)
-        return [row for kind, of in (("", model), ("_untrained", untrained)) for row in self._rows(kind, of)]
+        return [row for kind, of in (("", model), ("_untrained", untrained_like(model))) for row in self._rows(kind, of)]
 
     def _rows(self, kind: str, model: GPT2) -> list[Row]:
         rows: list[Row] = []

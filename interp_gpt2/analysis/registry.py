@@ -10,6 +10,7 @@ from interp_gpt2.analysis.in_context import InContextLearningScore
 from interp_gpt2.analysis.learning_coefficient import LocalLearningCoefficient
 from interp_gpt2.analysis.logit_lens import LensByLayer
 from interp_gpt2.analysis.loss import LossByPosition
+from interp_gpt2.analysis.neuron_activity import NeuronActivity
 from interp_gpt2.analysis.ngram_agreement import NGramAgreement
 from interp_gpt2.analysis.references import reference_losses, strongest_reference
 from interp_gpt2.analysis.representations import LayerSimilarity
@@ -19,6 +20,7 @@ from interp_gpt2.analysis.sgld import Langevin
 from interp_gpt2.analysis.token_classes import LossByTokenClass
 from interp_gpt2.analysis.tuned_lens import SettlingDepth, TunedLensByLayer
 from interp_gpt2.analysis.weight_spectra import WeightSpectra
+from interp_gpt2.analysis.windows import Windows
 from interp_gpt2.data.source import Source
 from interp_gpt2.errors import AnalysisError
 
@@ -76,6 +78,7 @@ REGISTRY = {
             training_windows(found.source, found.inputs.shape[1], 512), Langevin(n_chains=2, n_draws=100, n_burn_in=100)
         ),
     ),
+    "neuron_activity": Registered("dead and always-on neurons", 64, lambda found: NeuronActivity(Windows.of(found.inputs))),
     "weight_spectra": Registered("norms and ranks of every weight matrix", 1, lambda found: WeightSpectra()),
     "settling_depth": Registered(
         "the layer from which on the logit lens's first guess is the model's", 16, lambda found: SettlingDepth(found.inputs)
