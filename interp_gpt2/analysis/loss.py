@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp_gpt2.analysis.references import ReferenceLosses
-from interp_gpt2.analysis.rows import Analysis, Row, interval, require_eval, standard_error
+from interp_gpt2.analysis.rows import Row, StackableAnalysis, interval, require_eval, standard_error
+from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.inputs import check_tokens
 from interp_gpt2.model import GPT2
@@ -89,7 +90,7 @@ def _checked(losses: Tensor, positions: Sequence[int] | None) -> tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class LossByPosition(Analysis):
+class LossByPosition(StackableAnalysis):
     """`loss_by_position` for a sweep.
 
     A "loss" row for each position, one "mean_loss" row over all of them, and "loss_uniform" = ln d_vocab, the loss of
@@ -103,11 +104,12 @@ class LossByPosition(Analysis):
     name: str = "loss_by_position"
     references: tuple[ReferenceLosses, ...] = ()
 
-    def __call__(self, model: GPT2) -> list[Row]:
-        rows: list[Row] = [{"metric": "loss_uniform", "value": math.log(model.config.d_vocab)}]
-        measured = {"": token_losses(model, self.tokens, self.batch_size)}
-        measured |= {reference.suffix: reference.losses for reference in self.references}
-        for suffix, losses in measured.items():
+    def measure(self, model: GPT2) -> Float[Tensor, "batch pos"]:
+        return token_losses(model, self.tokens, self.batch_size)
+
+    def rows_of(self, measured: Float[Tensor, "batch pos"], config: GPT2Config) -> list[Row]:
+        rows: list[Row] = [{"metric": "loss_uniform", "value": math.log(config.d_vocab)}]
+        for suffix, losses in {"": measured, **{reference.suffix: reference.losses for reference in self.references}}.items():
             mean, by_position = mean_loss(losses, self.positions), loss_by_position(losses, self.positions)
             mean_row = {"metric": f"mean_loss{suffix}", "value": mean.loss, "n": mean.n_tokens}
             rows.append({**mean_row, **interval(mean.loss, mean.stderr)})

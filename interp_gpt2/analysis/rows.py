@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
 
@@ -46,6 +47,22 @@ class Analysis:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
+
+
+class StackableAnalysis(Analysis):
+    """An analysis in two parts, a tensor of the model and the rows of that tensor: what a sweep can do to many models at once.
+
+    `measure` must be made of operations that torch.vmap maps over models, without looking at a value on the way.
+    """
+
+    def measure(self, model: GPT2) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not say what it measures; define measure(self, model)")
+
+    def rows_of(self, measured: Tensor, config: GPT2Config) -> list[Row]:
+        raise NotImplementedError(f"{type(self).__name__} does not say its rows; define rows_of(self, measured, config)")
+
+    def __call__(self, model: GPT2) -> list[Row]:
+        return self.rows_of(self.measure(model), model.config)
 
 
 def require_eval(model: GPT2) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from interp_gpt2.analysis.rows import Analysis
 from interp_gpt2.errors import AnalysisError
+from interp_gpt2.sweeps.stacking import run_stacked, worth_asking
 from interp_gpt2.sweeps.tasks import Failure, Task, failure, outcome, run_tasks
 
 SPAWN_SECONDS = 3.0  # a fresh process importing torch: 2 to 3 s of CPU
@@ -20,8 +21,8 @@ DEATHS = 2  # of pools, after which checkpoints are tried one at a time, to know
 _MOST = 8  # tasks handed over at once; within them a worker reads ahead
 
 
-def compute(tasks: list[Task], workers: int | Executor | None) -> list[Failure]:
-    """Run the tasks, and say what failed. `workers` as in `sweep`."""
+def compute(tasks: list[Task], workers: int | Executor | None, stack: bool = False) -> list[Failure]:
+    """Run the tasks, and say what failed. `workers` and `stack` as in `sweep`."""
     if isinstance(workers, Executor):
         return _on(workers, tasks)
     if workers is not None and workers < 1:
@@ -38,7 +39,9 @@ def compute(tasks: list[Task], workers: int | Executor | None) -> list[Failure]:
         tasks = tasks[1:]
     if not tasks or any(failed.stops_all for failed in failures):
         return failures
-    return failures + (run_tasks(tasks) if workers == 1 else _in_processes(tasks, min(workers, len(tasks))))
+    if workers > 1:
+        return failures + _in_processes(tasks, min(workers, len(tasks)))
+    return failures + (run_stacked(tasks) if stack and worth_asking(tasks) else run_tasks(tasks))
 
 
 def worth(seconds: float, n_tasks: int) -> int:

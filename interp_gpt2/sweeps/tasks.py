@@ -68,7 +68,7 @@ def _shape(config: GPT2Config) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name not in _OF_TRAINING}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """The analyses wanted of one checkpoint, and where each result is kept. `kind` None: nothing to compare it with."""
 
