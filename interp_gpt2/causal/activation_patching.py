@@ -86,6 +86,11 @@ class Sweep:
             raise AnalysisError(f"there is nothing to patch along {empty[0]!r}")
         return [known[axis] for axis in self.axes]
 
+    def labels(self, model: GPT2, pairs: PromptPairs) -> dict[str, tuple[str, ...]]:
+        """What stands along each axis."""
+        ranges = self.ranges(model, pairs.clean.shape[1])
+        return {axis: axis_labels(axis, indices, pairs) for axis, indices in zip(self.axes, ranges, strict=True)}
+
     def cells(self, model: GPT2, n_pos: int) -> list[tuple[Patch]]:
         """A patch for each combination, the last axis running fastest."""
         names = [AXES[axis] for axis in self.axes]
@@ -145,10 +150,8 @@ def activation_patching(
     refuse_equal(clean, corrupted, chosen)
     found = run_patches(model, base, cells, chosen, source, mask, budget=budget, naive=naive, progress=progress, base=run)
     refuse_unreachable(found.skipped, sweep, pairs)
-    shape = [len(indices) for indices in sweep.ranges(model, n_pos)]
-    labels = {
-        axis: axis_labels(axis, indices, pairs) for axis, indices in zip(sweep.axes, sweep.ranges(model, n_pos), strict=True)
-    }
+    labels = sweep.labels(model, pairs)
+    shape = [len(along) for along in labels.values()]
     return PatchingResult(
         found.values.reshape(*shape, -1).cpu(),
         sweep.axes,

@@ -14,7 +14,7 @@ Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; Kra
 import torch
 from torch import Tensor
 
-from interp_gpt2.causal.activation_patching import AXES, Direction, Sweep, axis_labels
+from interp_gpt2.causal.activation_patching import AXES, Direction, Sweep
 from interp_gpt2.causal.correlation import Correlation, correlate
 from interp_gpt2.causal.engine import BUDGET
 from interp_gpt2.causal.gradients import AnyMetric, Reader, reader_of
@@ -58,11 +58,10 @@ def attribution_patching(
             f"there is nothing to attribute: at no cell of the sweep over {sweep.point!r} do the two runs differ and the metric "
             "depend on it to first order"
         )
-    indices = sweep.ranges(model, pairs.clean.shape[1])
     return PatchingResult(
         base + effects,
         sweep.axes,
-        {axis: axis_labels(axis, which, pairs) for axis, which in zip(sweep.axes, indices, strict=True)},
+        sweep.labels(model, pairs),
         other if direction == "denoising" else base,
         base if direction == "denoising" else other,
         effects == 0,

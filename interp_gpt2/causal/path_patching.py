@@ -11,7 +11,7 @@ Goldowsky-Dill et al. 2023, "Localizing Model Behavior with Path Patching". Send
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -63,9 +63,19 @@ def path_patching(
     ]
     if not groups or not all(groups):
         raise AnalysisError("name at least one sender in every group, such as 'L0H1', 'mlp 0' or 'embed'")
-    shown = tuple(" + ".join(group) for group in groups)
     found, ends, chosen = _patched(model, pairs, groups, receivers, metric, direction, mlps, budget, progress)
-    return _result(found, (len(groups),), ("sender",), {"sender": shown}, ends, chosen, direction, receivers)
+    return PatchingResult(
+        found.values.cpu(),
+        ("sender",),
+        {"sender": tuple(" + ".join(group) for group in groups)},
+        *(end.cpu() for end in ends),
+        found.skipped,
+        direction,
+        metric_name(chosen),
+        f"path to {receivers if isinstance(receivers, str) else ', '.join(receivers)}",
+        found.bytes_used,
+        found.complete,
+    )
 
 
 def get_path_patch_head_to_heads(
@@ -81,7 +91,10 @@ def get_path_patch_head_to_heads(
 ) -> PatchingResult:
     """(layer, head): every head before the last receiver, as sender to `receivers`, inputs such as ["L9H6.q", "L9H9.q"]."""
     last = max((node.layer for node in _receivers(model, receivers) if node.layer is not None), default=model.config.n_layers)
-    return _every_head(model, pairs, receivers, last, metric, direction, mlps, budget, progress)
+    senders = _heads_before(last, model, receivers)
+    return _by_head(
+        path_patching(model, pairs, senders, receivers, metric, direction, mlps=mlps, budget=budget, progress=progress), last
+    )
 
 
 def get_path_patch_head_to_final_resid_post(
@@ -95,50 +108,26 @@ def get_path_patch_head_to_final_resid_post(
     progress: bool = False,
 ) -> PatchingResult:
     """(layer, head): every head as sender to the logits: what it tells them past all other heads."""
-    return _every_head(model, pairs, "logits", model.config.n_layers, metric, direction, mlps, budget, progress)
+    senders = _heads_before(model.config.n_layers, model, "logits")
+    found = path_patching(model, pairs, senders, "logits", metric, direction, mlps=mlps, budget=budget, progress=progress)
+    return _by_head(found, model.config.n_layers)
 
 
-def _every_head(
-    model: GPT2,
-    pairs: PromptPairs,
-    receivers: Labels,
-    n_layers: int,
-    metric: Metric | Function | MetricName,
-    direction: Direction,
-    mlps: MLPs,
-    budget: int,
-    progress: bool,
-) -> PatchingResult:
-    if n_layers == 0:
+def _heads_before(layer: int, model: GPT2, receivers: Labels) -> list[str]:
+    if layer == 0:
         raise AnalysisError(f"no head writes before {receivers!r} reads")
-    n_heads = model.config.n_heads
-    senders = [[f"L{layer}H{head}"] for layer in range(n_layers) for head in range(n_heads)]
-    found, ends, chosen = _patched(model, pairs, senders, receivers, metric, direction, mlps, budget, progress)
-    labels = {"layer": tuple(map(str, range(n_layers))), "head": tuple(f"H{head}" for head in range(n_heads))}
-    return _result(found, (n_layers, n_heads), ("layer", "head"), labels, ends, chosen, direction, receivers)
+    return [f"L{earlier}H{head}" for earlier in range(layer) for head in range(model.config.n_heads)]
 
 
-def _result(
-    found: PatchedRuns,
-    shape: tuple[int, ...],
-    axes: tuple[str, ...],
-    labels: dict[str, tuple[str, ...]],
-    ends: tuple[Tensor, Tensor],
-    metric: Metric | Function,
-    direction: Direction,
-    receivers: Labels,
-) -> PatchingResult:
-    return PatchingResult(
-        found.values.reshape(*shape, -1).cpu(),
-        axes,
-        labels,
-        *(end.cpu() for end in ends),
-        found.skipped.reshape(*shape, -1),
-        direction,
-        metric_name(metric),
-        f"path to {receivers if isinstance(receivers, str) else ', '.join(receivers)}",
-        found.bytes_used,
-        found.complete,
+def _by_head(result: PatchingResult, n_layers: int) -> PatchingResult:
+    """The same result with an axis for layers and one for heads in place of senders."""
+    n_heads = len(result.values) // n_layers
+    return replace(
+        result,
+        values=result.values.unflatten(0, (n_layers, n_heads)),
+        skipped=result.skipped.unflatten(0, (n_layers, n_heads)),
+        axes=("layer", "head"),
+        labels={"layer": tuple(map(str, range(n_layers))), "head": tuple(f"H{head}" for head in range(n_heads))},
     )
 
 
@@ -163,23 +152,24 @@ def _patched(
     pairs = pairs.to(model.device)
     readers = _receivers(model, receivers)
     writers = [_senders(model, group, readers) for group in senders]
+    mask = pairs.attention_mask
     names = ["embed", "pos_embed", "*resid_pre", "*attn_out", "*attn.z", *([] if model.config.attn_only else ["*mlp_out"])]
-    runs = [model.run_with_cache(tokens, names, attention_mask=pairs.attention_mask) for tokens in (pairs.clean, pairs.corrupted)]
-    (clean_logits, clean), (corrupted_logits, corrupted) = runs
+    clean_logits, clean = model.run_with_cache(pairs.clean, names, attention_mask=mask)
+    corrupted_logits, corrupted = model.run_with_cache(pairs.corrupted, names, attention_mask=mask)
     chosen = metric_named(metric, pairs, clean_logits) if isinstance(metric, str) else metric
-    ends = metric_of(chosen, clean_logits, pairs.attention_mask), metric_of(chosen, corrupted_logits, pairs.attention_mask)
+    ends = metric_of(chosen, clean_logits, mask), metric_of(chosen, corrupted_logits, mask)
     refuse_equal(*ends, chosen)
     noising = direction == "noising"
     base, source, tokens = (clean, corrupted, pairs.clean) if noising else (corrupted, clean, pairs.corrupted)
     # With heads frozen positions do not meet: to the logits, only the metric's own position matters.
     alone = isinstance(chosen, Metric) and readers[0].kind == "logits"
-    only = chosen.positions(*tokens.shape, pairs.attention_mask).to(tokens.device) if alone else None
+    only = chosen.positions(*tokens.shape, mask).to(tokens.device) if alone else None
     first = _FirstPass(model, base, source, readers, mlps == "frozen", only)
     found = []
     size = max(1, budget // 2 // first.bytes_of_case(tokens))
     for start in range(0, len(writers), size):
         cells = first.patches(writers[start : start + size], tokens)
-        found.append(run_patches(model, tokens, cells, chosen, None, pairs.attention_mask, budget=budget, progress=progress))
+        found.append(run_patches(model, tokens, cells, chosen, None, mask, budget=budget, progress=progress))
         if not found[-1].complete:
             break
     return _joined(found, len(writers)), ends, chosen
