@@ -6,10 +6,9 @@
 
 In forward passes of the same model over the same tokens, its logits included, batch by batch: at most 4, activations
 included, with five labels and their control tasks. `exact` holds one layer's activations and sorts each neuron's;
-`streamed` counts them into bins as they come. Both read `neuron_layers`, each block once. Also: the most memory this process had
-resident in each (a process of its own, all labels and the model included; limit 2 GB for exact AUROC of a layer that lies in
-memory or a store), how far the two are apart, and the bound that streamed states. Timed once each, in turn: minutes, not
-milliseconds.
+`streamed` counts them into bins as they come. Both read `neuron_layers`, each block once. Also: the most memory that was
+resident in each, a process of its own, libraries and model included (limit: 2 GB for exact AUROC of a layer that lies in a
+store); how far the two are apart; and the bound that streamed states. Timed once each, in turn: minutes, not milliseconds.
 """
 
 import argparse
@@ -26,10 +25,14 @@ import torch
 from measuring import circumstances
 
 from interp_gpt2 import GPT2, GPT2Config
+from interp_gpt2.activations.creating import Recording, create_store
+from interp_gpt2.activations.store import ActivationStore
+from interp_gpt2.activations.texts import Texts
 from interp_gpt2.analysis.neuron_auroc import BinaryLabels, exact_aurocs, streamed_aurocs
 from interp_gpt2.analysis.windows import Windows, columns_of, neuron_layers
 
-PARTS = ("forward", "activations", "exact", "streamed", "exact, from disk")
+FROM_STORE = "exact, one layer from a store"
+PARTS = ("forward", "activations", "exact", "streamed", FROM_STORE)
 MOST_PASSES, MOST_BYTES = 4.0, 2e9
 
 
@@ -46,7 +49,7 @@ def labels_of(n: int) -> BinaryLabels:
 
 
 @torch.no_grad()
-def work(part: str, model: GPT2, windows: Windows, labels: BinaryLabels, folder: Path) -> list[np.ndarray]:
+def work(part: str, model: GPT2, windows: Windows, labels: BinaryLabels) -> list[np.ndarray]:
     if part == "forward":
         for tokens in windows.tokens.split(max(1, 4096 // windows.tokens.shape[1])):
             model(tokens)
@@ -63,11 +66,10 @@ def work(part: str, model: GPT2, windows: Windows, labels: BinaryLabels, folder:
     return found
 
 
-def stored(folder: Path, windows: Windows, labels: BinaryLabels) -> list[np.ndarray]:
-    """One layer that lies in a file, batch by batch, without a model."""
-    rows = np.load(folder / "layer.npy", mmap_mode="r")
-    batches = ((windows.tokens[:0], torch.from_numpy(np.array(rows[i : i + 4096]))) for i in range(0, len(rows), 4096))
-    return [exact_aurocs(columns_of(batches, len(rows)), labels).auroc]
+def stored(folder: Path, labels: BinaryLabels) -> list[np.ndarray]:
+    """One layer from an activation store, verified, without a model."""
+    store = ActivationStore(folder / "store")
+    return [exact_aurocs(columns_of(batches, len(store)), labels).auroc for _, batches in store.layers("mlp.post")]
 
 
 def alone(part: str, options: argparse.Namespace, folder: Path) -> None:
@@ -78,17 +80,17 @@ def alone(part: str, options: argparse.Namespace, folder: Path) -> None:
     config = GPT2Config(n_layers=options.layers)
     windows = windows_of(config, options.tokens, options.pos)
     labels = labels_of(windows.n_tokens)
-    from_disk = part == "exact, from disk"
+    from_disk = part == FROM_STORE
     model = None if from_disk else GPT2(config).eval()
     start = clock()
-    found = stored(folder, windows, labels) if from_disk else work(part, model, windows, labels, folder)
+    found = stored(folder, labels) if from_disk else work(part, model, windows, labels)
     seconds = clock() - start
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     np.savez(folder / f"{part}.npz", *found)
     (folder / f"{part}.json").write_text(json.dumps({"seconds": seconds, "resident_bytes": resident}))
-    if part == "activations" and not from_disk:  # what the part that reads a file reads
-        _, batches = next(neuron_layers(model, windows))
-        np.save(folder / "layer.npy", np.concatenate([activations.numpy() for _, activations in batches]))
+    if part == "activations":  # what the part that reads a store reads
+        texts = Texts.of(windows.tokens, windows.lengths, windows.documents)
+        create_store(folder / "store", model, texts, Recording(["blocks.0.mlp.post"], "float32"))
 
 
 def report(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def report(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     n = exact["arr_0"].shape[1] * options.layers
     print(f"{n:,} neurons: exact and streamed differ by at most {apart:.1e}, within the bound that streamed states, {bound:.1e}")
     met = {part: results[part]["forward_passes"] <= MOST_PASSES for part in ("exact", "streamed")}
-    met["exact, from disk"] = results["exact, from disk"]["resident_bytes"] <= MOST_BYTES
+    met[FROM_STORE] = results[FROM_STORE]["resident_bytes"] <= MOST_BYTES
     print("; ".join(f"{part}: {'met' if is_met else 'MISSED'}" for part, is_met in met.items()))
     return {"neurons": n, "parts": results, "apart": apart, "bound": bound, "met": met}
 

@@ -1,17 +1,20 @@
 """Probes of k neurons, control tasks, and every neuron as a probe: planted answers, and what chance and memory reach."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from interp_gpt2.activations.creating import Recording, create_store
+from interp_gpt2.activations.texts import Texts
 from interp_gpt2.analysis.control_tasks import control_name, with_control_tasks
 from interp_gpt2.analysis.neuron_probes import NeuronProbes, halves, layer_probes
 from interp_gpt2.analysis.neuron_probing import baselines, linear_probe
 from interp_gpt2.analysis.probe_sets import UNLABELLED, ProbeSet, probe_set
 from interp_gpt2.analysis.sparse_probes import SparseProbes, sparse_probes
-from interp_gpt2.analysis.windows import Windows
+from interp_gpt2.analysis.windows import Windows, neuron_layers
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
@@ -167,6 +170,17 @@ def test_rows_put_every_label_beside_its_control_task(with_controls: ProbeSet, m
     for k in (1, 4):
         found = [by[f"sparse_probe_{k}_accuracy", 1, name] for name in ("digit", control_name("digit"))]
         assert by[f"sparse_probe_{k}_selectivity", 1, "digit"] == found[0] - found[1]
+
+
+def test_a_store_serves_as_a_live_model_does(data: ProbeSet, model: GPT2, tmp_path: Path) -> None:
+    texts = Texts.of(data.tokens, data.lengths, data.documents)
+    store = create_store(tmp_path / "store", model, texts, Recording(["*mlp.post"], "float32", shard_bytes=100_000))
+    live = {layer: layer_probes(batches, data) for layer, batches in neuron_layers(model, Windows.of_probe_set(data))}
+    for layer, batches in store.layers("mlp.post"):
+        found = layer_probes(batches, data)
+        np.testing.assert_allclose(found.train.auroc, live[layer].train.auroc, atol=1e-4)  # other batches round otherwise
+        assert found.neurons == live[layer].neurons
+    assert set(live) == {0, 1}
 
 
 def test_a_label_with_one_class_is_refused_by_name(data: ProbeSet, noise: torch.Tensor) -> None:
