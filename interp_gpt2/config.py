@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from interp_gpt2.errors import ConfigError
 
@@ -38,6 +38,9 @@ class GPT2Config:
     embed_std: float = 0.02
     pos_std: float = 0.02  # standard deviation, or amplitude of the sinusoids
     scale_attn_by_inverse_layer_idx: bool = False  # the Stanford CRFM GPT-2s divide scores by layer + 1
+
+    # Hook points that a model has besides GPT-2's, with their widths: see causal/splice.py.
+    spliced: ClassVar[tuple[tuple[str, int], ...]] = ()
 
     def __post_init__(self) -> None:
         if self.d_head is None:

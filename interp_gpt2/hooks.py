@@ -41,7 +41,9 @@ def hook_point_names(config: GPT2Config) -> tuple[str, ...]:
     mlp = ["resid_mid", "mlp_in", *(f"ln2.{n}" for n in norm), "mlp.pre", "mlp.post", "mlp_out"]
     block = [*attn, *([] if config.attn_only else mlp), "resid_post"]
     blocks = [f"blocks.{layer}.{name}" for layer in range(config.n_layers) for name in block]
-    return ("embed", "pos_embed", *blocks, *(f"ln_final.{n}" for n in norm), "unembed.in", "unembed.out")
+    names = ("embed", "pos_embed", *blocks, *(f"ln_final.{n}" for n in norm), "unembed.in", "unembed.out")
+    inside = [name for name, _ in config.spliced]  # at a point comes before the point itself: it is what it is made of
+    return tuple(each for name in names for each in (*(n for n in inside if n.rpartition(".")[0] == name), name))
 
 
 @lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from interp_gpt2.cache import ActivationCache
+from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import AnalysisError, ConfigError, EditError, HookNameError, TokenError
 from interp_gpt2.hooks import (
     NO_HOOKS,
@@ -47,18 +48,26 @@ class EditedGPT2(GPT2):
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "edits", edits)
 
+    @property
+    def config(self) -> GPT2Config:
+        return self.model.config
+
+    def behind_ours(self, hooks: Hooks) -> Hooks:
+        """A pass's hooks, behind the standing edits."""
+        return hooks.after(self.edits)
+
     def __call__(
         self, tokens: Tensor, hooks: Hooks = NO_HOOKS, attention_mask: Tensor | None = None, past: KVCache | None = None
     ) -> Tensor:
-        return self.model(tokens, hooks.after(self.edits), attention_mask, past)  # compiled, if the model is
+        return self.model(tokens, self.behind_ours(hooks), attention_mask, past)  # compiled, if the model is
 
     def forward(
         self, tokens: Tensor, hooks: Hooks = NO_HOOKS, attention_mask: Tensor | None = None, past: KVCache | None = None
     ) -> Tensor:
-        return self.model.forward(tokens, hooks.after(self.edits), attention_mask, past)
+        return self.model.forward(tokens, self.behind_ours(hooks), attention_mask, past)
 
     def embed(self, tokens: Tensor, hooks: Hooks = NO_HOOKS, attention_mask: Tensor | None = None) -> Tensor:
-        return self.model.embed(tokens, hooks.after(self.edits), attention_mask)
+        return self.model.embed(tokens, self.behind_ours(hooks), attention_mask)
 
     def run_blocks(
         self,
@@ -68,10 +77,13 @@ class EditedGPT2(GPT2):
         hooks: Hooks = NO_HOOKS,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        return self.model.run_blocks(resid, start, stop, hooks.after(self.edits), attention_mask)
+        return self.model.run_blocks(resid, start, stop, self.behind_ours(hooks), attention_mask)
 
     def unembed(self, resid: Tensor, hooks: Hooks = NO_HOOKS) -> Tensor:
-        return self.model.unembed(resid, hooks.after(self.edits))
+        return self.model.unembed(resid, self.behind_ours(hooks))
+
+    def hook_points(self, batch: int = 1, pos: int | None = None) -> dict[str, tuple[int, ...]]:
+        return self.model.hook_points(batch, pos)
 
     def save(self, directory: str) -> NoReturn:
         refuse_edited(self, "saved")
@@ -152,7 +164,7 @@ def _check_layer(model: GPT2, layer: int) -> None:
 def _places(model: GPT2) -> Iterator[tuple[str, int]]:
     """Every hook point and its layer: -1 for the embeddings, n_layers for what follows the blocks."""
     for name in hook_point_names(model.config):
-        ends = -1 if name in ("embed", "pos_embed") else model.config.n_layers
+        ends = -1 if name.partition(".")[0] in ("embed", "pos_embed") else model.config.n_layers
         yield name, int(name.split(".")[1]) if name.startswith("blocks.") else ends
 
 

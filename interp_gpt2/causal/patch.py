@@ -68,7 +68,7 @@ class Patch:
             _chosen(self.positions, n_pos, "position", name),
             heads,
             _chosen(self.keys, n_pos, "key", name) if square else None,
-            _chosen(self.neurons, _width(leaf, config), "neuron", name) if self.neurons is not None else None,
+            _chosen(self.neurons, _width(name, config), "neuron", name) if self.neurons is not None else None,
             self.value,
         )
 
@@ -179,7 +179,10 @@ def _name(point: str, layer: int | None, config: GPT2Config) -> str:
     return name
 
 
-def _width(leaf: str, config: GPT2Config) -> int:
+def _width(name: str, config: GPT2Config) -> int:
+    leaf = name.rpartition(".")[2]
+    if name in dict(config.spliced):
+        return dict(config.spliced)[name]
     if leaf in ("pre", "post"):
         return config.d_mlp
     if leaf in ("q", "k", "v", "z"):
