@@ -98,8 +98,8 @@ def growth(steps: Sequence[float], values: Sequence[float], baseline: float | Se
     Raises AnalysisError for fewer than 8 checkpoints, steps that do not increase, or values
     that are not finite.
     """
-    step, excess = _checked(steps, values, baseline)
-    midpoint, scale, logistic = _fit_logistic(step, excess)
+    step, excess = checked_curve(steps, values, baseline)
+    midpoint, scale, logistic = fit_logistic(step, excess)
     line, power_law = _fit_to(step, excess), _fit_power_law(step, excess)
     rise = float(logistic.fitted[-1] - logistic.fitted[0])
     fits = {
@@ -115,7 +115,7 @@ def growth(steps: Sequence[float], values: Sequence[float], baseline: float | Se
     return Growth(n=len(step), rise=rise, phase_change=change, **fits)
 
 
-def _checked(steps: Sequence[float], values: Sequence[float], baseline: float | Sequence[float]) -> tuple[Curve, Curve]:
+def checked_curve(steps: Sequence[float], values: Sequence[float], baseline: float | Sequence[float]) -> tuple[Curve, Curve]:
     step, value = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
     if step.ndim != 1 or step.shape != value.shape:
         raise AnalysisError(f"{step.shape} steps and {value.shape} values; pass one value for each checkpoint")
@@ -139,20 +139,20 @@ def _bic(rss: float, n: int, n_parameters: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Fit:
+class Fit:
     intercept: float
     slope: float
     rss: float
     fitted: Curve
 
 
-def _fit_to(shape: Curve, values: Curve) -> _Fit:
-    slope, rss = _regress(shape, values)
+def _fit_to(shape: Curve, values: Curve) -> Fit:
+    slope, rss = regress(shape, values)
     intercept = float(values.mean() - slope * shape.mean())
-    return _Fit(intercept, float(slope), float(rss), intercept + slope * shape)
+    return Fit(intercept, float(slope), float(rss), intercept + slope * shape)
 
 
-def _regress(shape: Float[np.ndarray, "*search checkpoint"], values: Curve) -> tuple[np.ndarray, np.ndarray]:
+def regress(shape: Float[np.ndarray, "*search checkpoint"], values: Curve) -> tuple[np.ndarray, np.ndarray]:
     """Slopes and residual sums of squares of the values on each shape."""
     x, y = shape - shape.mean(-1, keepdims=True), values - values.mean()
     size = (x * x).sum(-1)
@@ -160,29 +160,35 @@ def _regress(shape: Float[np.ndarray, "*search checkpoint"], values: Curve) -> t
     return slope, np.square(y - slope[..., None] * x).sum(-1)
 
 
-def _fit_logistic(step: Curve, values: Curve) -> tuple[float, float, _Fit]:
+def fit_logistic(step: Curve, values: Curve) -> tuple[float, float, Fit]:
     """Midpoint, scale and fit. A grid over both, then Nelder-Mead from its three best cells."""
     from scipy.optimize import minimize
 
-    within = np.linspace(0, 1, 5)[:, None]
-    midpoints = np.unique((step[:-1] + within * np.diff(step)).ravel())  # five places in every gap between checkpoints
-    midpoints = midpoints[:: math.ceil(len(midpoints) / 500)]
-    widest = (step[-1] - step[0]) / (2 * _LN_9)
-    log_scales = np.linspace(math.log(np.diff(step).min() / (2 * _LN_99)), math.log(widest), 30)
-    grid = np.stack(np.meshgrid(midpoints, log_scales, indexing="ij"), -1).reshape(-1, 2)
-    _, rss = _regress(_logistic(step, grid[:, :1], np.exp(grid[:, 1:])), values)
+    grid = logistic_grid(step)
+    _, rss = regress(logistic_curve(step, grid[:, :1], np.exp(grid[:, 1:])), values)
 
     def loss(at: np.ndarray) -> float:
-        return float(_regress(_logistic(step, at[0], math.exp(at[1])), values)[1])
+        return float(regress(logistic_curve(step, at[0], math.exp(at[1])), values)[1])
 
-    bounds = [(step[0], step[-1]), (log_scales[0], log_scales[-1])]
+    bounds = [(step[0], step[-1]), (grid[:, 1].min(), grid[:, 1].max())]
     fits = [minimize(loss, start, method="Nelder-Mead", bounds=bounds) for start in grid[np.argsort(rss)[:3]]]
     midpoint, log_scale = min(fits, key=lambda fit: fit.fun).x
     scale = float(_allowed(step, midpoint, math.exp(log_scale)))
-    return float(midpoint), scale, _fit_to(_logistic(step, midpoint, scale), values)
+    return float(midpoint), scale, _fit_to(logistic_curve(step, midpoint, scale), values)
 
 
-def _logistic(step: Curve, midpoint: float | np.ndarray, scale: float | np.ndarray) -> np.ndarray:
+def logistic_grid(step: Curve) -> Float[np.ndarray, "cell 2"]:
+    """Midpoints and logarithms of scales to begin a search from: five midpoints in every gap, thirty widths."""
+    within = np.linspace(0, 1, 5)[:, None]
+    midpoints = np.unique((step[:-1] + within * np.diff(step)).ravel())
+    midpoints = midpoints[:: math.ceil(len(midpoints) / 500)]
+    widest = (step[-1] - step[0]) / (2 * _LN_9)
+    log_scales = np.linspace(math.log(np.diff(step).min() / (2 * _LN_99)), math.log(widest), 30)
+    return np.stack(np.meshgrid(midpoints, log_scales, indexing="ij"), -1).reshape(-1, 2)
+
+
+def logistic_curve(step: Curve, midpoint: float | np.ndarray, scale: float | np.ndarray) -> np.ndarray:
+    """From 0 to 1, as wide as `_allowed`."""
     # Unlike exp, tanh cannot overflow.
     return 0.5 * (1 + np.tanh((step - midpoint) / (2 * _allowed(step, midpoint, scale))))
 
@@ -198,7 +204,7 @@ def _gap_at(step: Curve, midpoint: float | np.ndarray) -> np.ndarray:
     return step[after] - step[after - 1]
 
 
-def _fit_power_law(step: Curve, values: Curve) -> _Fit:
+def _fit_power_law(step: Curve, values: Curve) -> Fit:
     from scipy.optimize import minimize_scalar
 
     def shape(exponent: float | np.ndarray) -> np.ndarray:
@@ -208,10 +214,10 @@ def _fit_power_law(step: Curve, values: Curve) -> _Fit:
         return np.expm1(exponent * log_x) / exponent
 
     exponents = np.linspace(-10, 10, 401)
-    _, rss = _regress(shape(exponents[:, None]), values)
+    _, rss = regress(shape(exponents[:, None]), values)
     best = int(rss.argmin())
     around = exponents[max(best - 1, 0)], exponents[min(best + 1, len(exponents) - 1)]
-    polished = minimize_scalar(lambda c: float(_regress(shape(c), values)[1]), bounds=around, method="bounded")
+    polished = minimize_scalar(lambda c: float(regress(shape(c), values)[1]), bounds=around, method="bounded")
     return _fit_to(shape(min((exponents[best], rss[best]), (polished.x, polished.fun), key=lambda c: c[1])[0]), values)
 
 
