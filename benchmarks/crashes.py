@@ -19,6 +19,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+import crashes_activations
 import crashes_training
 import crashes_writing
 import torch
@@ -34,6 +35,10 @@ TRIALS: dict[str, Callable[[Path], str]] = {
         crashes_training.chain,
         crashes_training.signals,
         crashes_training.compiling,
+        crashes_activations.store_kills,
+        crashes_activations.store_flips,
+        crashes_activations.store_readers,
+        crashes_activations.store_full_disk,
     )
 }
 
