@@ -8,7 +8,7 @@ TransformerLens 3.9 and 4.3 exclude each other, so the section is made of two ru
 
     python benchmarks/patching.py --json tl3.json --growth    where transformer-lens 3.9 is installed
     python benchmarks/patching.py --json tl4.json             where 4.3 is
-    python benchmarks/patching.py --merge tl3.json tl4.json   prints the section of RESULTS.md
+    python benchmarks/patching.py --merge tl3.json tl4.json   prints PATCHING.md, but for its last words
 
 A pair of 15 tokens whose prompts first differ at index 0 (nothing is the same in both runs: this decides) and at index 4. Our
 time is of everything, from the two prompts to the labelled result; TransformerLens's is of its get_act_patch_*, which are
