@@ -167,7 +167,7 @@ def apart(found: Tensor, expected: Tensor) -> float:
     return ((found.cpu() - expected.cpu()).abs().max() / expected.abs().max()).item()
 
 
-# The section of RESULTS.md --------------------------------------------------------------------------------------------
+# The page, PATCHING.md ------------------------------------------------------------------------------------------------
 
 INTRODUCTION = """\
 ## What patching costs
