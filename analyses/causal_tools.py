@@ -34,7 +34,7 @@ from interp_gpt2.causal.path_patching import path_patching
 from interp_gpt2.causal.senders import sender_points
 from interp_gpt2.data.synthetic import bayes_bigram, held_out_chains, in_context_unigram, losses_of
 from interp_gpt2.hooks import Edits
-from interp_gpt2.prompts.induction import induction
+from interp_gpt2.prompts.induction import CORRUPTIONS, Corruption, induction
 from interp_gpt2.prompts.pairs import PromptPairs
 from interp_gpt2.views import figures
 
@@ -47,9 +47,9 @@ STAGES = ["*resid_pre", "*resid_mid", "*resid_post", "*attn.q", "*attn.k", "*att
 Row = dict[str, Any]
 
 
-def pairs_for(model: GPT2, n_pairs: int) -> PromptPairs:
+def pairs_for(model: GPT2, n_pairs: int, corruption: Corruption = "change_previous_token") -> PromptPairs:
     """Random states said twice; corrupted, the one before the answer is another, so that the last state occurred nowhere."""
-    return induction(model.config.d_vocab, n_pairs, period=PERIOD, corruption="change_previous_token").pairs
+    return induction(model.config.d_vocab, n_pairs, period=PERIOD, corruption=corruption).pairs
 
 
 def between_heads(graph: Graph) -> list[Edge]:
@@ -274,8 +274,8 @@ def parts(graph: Graph, sender: str, receivers: list[str]) -> dict[str, list[str
 # The script -------------------------------------------------------------------------------------------------------------
 
 
-def study(model: GPT2, n_pairs: int, n_chains: int) -> dict[str, Any]:
-    pairs, graph = pairs_for(model, n_pairs), Graph.of(model.config)
+def study(model: GPT2, pairs: PromptPairs, n_chains: int) -> dict[str, Any]:
+    graph = Graph.of(model.config)
     table, agreed = edges(model, pairs)
     strongest = [row["edge"] for row in table if "path" in row and row["patched"] > 0.05]
     first = Edge.from_label(strongest[0]) if strongest else None
@@ -353,13 +353,15 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--step", type=int, help="default: the last checkpoint")
     parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--corruption", choices=CORRUPTIONS, default="change_previous_token")
     parser.add_argument("--chains", type=int, default=1024)
     parser.add_argument("--out", type=Path, help="default: RUN/analyses")
     args = parser.parse_args()
     out = args.out or args.run / "analyses"
     out.mkdir(parents=True, exist_ok=True)
 
-    found = study(Run(args.run).model(args.step).eval(), args.pairs, args.chains)
+    model = Run(args.run).model(args.step).eval()
+    found = study(model, pairs_for(model, args.pairs, args.corruption), args.chains)
     print(*told(found), sep="\n")
     path = out / "causal_tools.json"
     path.write_text(json.dumps(found, indent=1) + "\n")

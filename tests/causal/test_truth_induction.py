@@ -39,8 +39,8 @@ def pairs(script, model):
 
 
 @pytest.fixture(scope="module")
-def found(script, model) -> dict[str, Any]:
-    return script["study"](model, 24, 256)
+def found(script, model, pairs) -> dict[str, Any]:
+    return script["study"](model, pairs, 256)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_no_one_edge_is_enough_because_the_second_head_and_the_first_mlp_cover_f
 
 
 def test_the_last_mlp_works_against_the_induction_heads_and_less_when_they_are_silent(by_edge, found):
-    """An edge to the logits alone does more than the head, whose silence the MLP makes up for; EAP thinks it 2 times more."""
+    """An edge to the logits alone does more than the head, whose silence the MLP makes up for; EAP takes that for twice as much."""
     heads = {row["head"]: row for row in found["heads"]}
     for head in ("L1H0", "L1H1"):
         alone = by_edge[f"{head} -> logits"]["patched"]
@@ -157,7 +157,7 @@ def test_a_model_of_one_layer_has_no_edge_between_heads_to_claim(script):
     assert not script["between_heads"](Graph.of(model.config))
     with pytest.raises(AnalysisError, match="is no receiver"):
         path_patching(model, pairs, ["L0H1"], "L1H0.k")
-    found = script["study"](model, 24, 128)
+    found = script["study"](model, pairs, 128)
     assert not any("path" in row for row in found["edges"])
     assert list(found["first order by stage"]) == ["L0H0", "L0H1"]
     ends, losses = found["logit difference"], found["losses"]

@@ -264,6 +264,18 @@ def test_eap_ig_finds_the_edges_of_the_circuit(planted, noise, integrated):
     assert_exactly(found, planted.edges, NOISE, at_least=0.33)
 
 
+def test_two_edges_that_need_each_other_share_one_gap_in_eap_ig_and_have_one_each_when_patched():
+    planted = CIRCUITS["duplicate token"]
+    model, both = planted.circuit().model, ("embed -> L0H3.k", "embed -> L0H3.v")
+    alone, found = edges_patched(model, planted.pairs), eap_ig_inputs(model, planted.pairs, steps=50)
+    assert [alone[edge] for edge in both] == pytest.approx([1, 1], abs=1e-3)
+    attributed = edges_attributed(found)
+    assert sum(attributed[edge] for edge in both) == pytest.approx(1, abs=0.15)
+    assert found.residue == pytest.approx(
+        (1 - sum(attributed[edge] for edge in both)) * (found.corrupted - found.clean), abs=1e-3
+    )
+
+
 @every_circuit
 @with_and_without_noise
 @pytest.mark.parametrize(("metric", "threshold"), [("logit_difference", 0.5), ("kl_divergence", 0.2)])
