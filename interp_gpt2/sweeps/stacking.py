@@ -18,11 +18,12 @@ from torch.func import functional_call, stack_module_state
 from interp_gpt2.analysis.rows import StackableAnalysis
 from interp_gpt2.model import GPT2
 from interp_gpt2.sweeps.results import plain_row
-from interp_gpt2.sweeps.tasks import Failure, Task, analyse, failure, run_tasks
+from interp_gpt2.sweeps.tasks import Failure, Task, analyse, failure
 
 FEWEST = 64  # checkpoints, for the question to cost little beside the sweep
 SLOWEST = 2e-3  # seconds for one model alone, beyond which its products outweigh the calls
 SIZES = (8, 32)  # stacks: the first to find out, the others from then on
+AHEAD = 2  # checkpoints that are read while a group is computed
 TOLERANCE = 1e-4  # within which a stack must agree with its first model alone
 
 
@@ -93,7 +94,7 @@ def run_stacked(tasks: Sequence[Task]) -> list[Failure]:
     begin, n = 0, 2
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as computer:
         while begin < len(tasks):
-            for number in range(begin, min(begin + 2 * n, len(tasks))):  # this group and, meanwhile, the next
+            for number in range(begin, min(begin + n + AHEAD, len(tasks))):
                 if number not in reads:
                     reads[number] = reader.submit(tasks[number].model)
             group = {task: reads.pop(begin + number) for number, task in enumerate(tasks[begin : begin + n])}
@@ -106,9 +107,7 @@ def run_stacked(tasks: Sequence[Task]) -> list[Failure]:
                     return failures
             begin += n
             n = max(judge.size for judge in judges if judge is not None)
-            if n == 1 and begin < len(tasks):
-                break
-    return failures + (run_tasks(tasks[begin:]) if begin < len(tasks) else [])
+    return failures
 
 
 def _alone(i: int, models: Mapping[Task, GPT2], computer: Executor) -> list[Failure]:
