@@ -231,19 +231,23 @@ class StoredRows:
 
     def _take(self, rows: Int[np.ndarray, "row"]) -> Float[Tensor, "row ..."]:
         self._check(rows)
+        found = torch.empty(len(rows), *self.row_shape, dtype=self.dtype)
+        # NumPy's, in one thread: torch's waits for all of its threads, which takes far longer where they are not free.
+        into = found.view(-1).view(torch.uint8).numpy().view(f"V{self.row_bytes}")
         if len(self.shards) == 1:
-            return self.shards[0].mapped(self).index_select(0, torch.from_numpy(rows))
+            np.take(self.shards[0].mapped(self.row_bytes), rows, out=into, mode="clip")  # that is, looked at already
+            return found
         shard_of = np.searchsorted(self.firsts, rows, side="right") - 1
         order = np.argsort(shard_of, kind="stable")
-        sorted_rows, cuts = rows[order], np.searchsorted(shard_of[order], np.arange(len(self.shards) + 1))
-        found = torch.empty(len(rows), *self.row_shape, dtype=self.dtype)
+        cuts = np.searchsorted(shard_of[order], np.arange(len(self.shards) + 1))
         for number in np.flatnonzero(np.diff(cuts)).tolist():
-            part = slice(cuts[number], cuts[number + 1])
-            inside = torch.from_numpy(sorted_rows[part] - self.firsts[number])
-            torch.index_select(self.shards[number].mapped(self), 0, inside, out=found[part])
-        if (np.diff(order) == 1).all():
-            return found
-        return found.index_select(0, torch.from_numpy(np.argsort(order)))
+            part = order[cuts[number] : cuts[number + 1]]
+            into[part] = self.shards[number].mapped(self.row_bytes)[rows[part] - self.firsts[number]]
+        return found
+
+    @property
+    def row_bytes(self) -> int:
+        return torch.Size(self.row_shape).numel() * self.dtype.itemsize
 
     def _check(self, rows: Int[np.ndarray, "row"]) -> None:
         if rows.ndim != 1:
@@ -290,15 +294,14 @@ class Shard:
         # Mapped by torch, which keeps no file open meanwhile: there may be more shards than a process may have files.
         return torch.from_file(str(self.path), shared=False, size=self.entry.bytes, dtype=torch.uint8)
 
-    def mapped(self, rows: StoredRows) -> Float[Tensor, "row ..."]:
-        """The shard's rows where the system has them: a private map, to be copied from."""
-        return self._bytes[len(self.header) :].view(rows.dtype).view(-1, *rows.row_shape)
+    def mapped(self, row_bytes: int) -> np.ndarray:
+        """The shard's rows, as so many bytes each, where the system has them: a private map, to be copied from."""
+        return self._bytes[len(self.header) :].numpy().view(f"V{row_bytes}")
 
     def read(self, rows: StoredRows, n_rows: int) -> Iterator[tuple[int, Float[Tensor, "row ..."]]]:
         """Copies of the rows, some at a time, each with the number of its first within the shard."""
         assert self.checked
-        row_bytes = torch.Size(rows.row_shape).numel() * rows.dtype.itemsize
-        n = (self.entry.bytes - len(self.header)) // row_bytes
+        n = (self.entry.bytes - len(self.header)) // rows.row_bytes
         with plain_file(self.path) as file:
             file.seek(len(self.header))
             for start in range(0, n, n_rows):
