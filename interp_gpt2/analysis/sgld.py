@@ -29,8 +29,8 @@ class Langevin:
     `n_burn_in` steps come before the draws of each chain and are not counted. Chains differ by their noise and batches.
     """
 
-    step_size: float = 1e-4
-    localisation: float = 100.0
+    step_size: float = 1e-5
+    localisation: float = 1000.0
     n_chains: int = 4
     n_draws: int = 200
     n_burn_in: int = 200
@@ -140,7 +140,7 @@ def _chain(
         trace.append(value - at_start)
         jump = torch.randn(w.shape, generator=noise, device=w.device, dtype=w.dtype)
         new = w - epsilon / 2 * force + math.sqrt(epsilon) * jump
-        if step % settings.acceptance_every == 0 and step >= settings.n_burn_in:
+        if step >= settings.n_burn_in and (step - settings.n_burn_in) % settings.acceptance_every == 0:
             again = torch.Generator().set_state(state)  # the same batch: the potential must be the same function
             rates.append(_acceptance(w, new, (value, force), _potential(new, start, loss, n_beta, settings.localisation, again),
                                      start, n_beta, settings))  # fmt: skip

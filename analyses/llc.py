@@ -1,0 +1,55 @@
+"""How degenerate is the loss around each checkpoint, and can the number be believed?
+
+    python analyses/llc.py checkpoints/demo-induction
+    python analyses/llc.py checkpoints/demo-induction --step-size 3e-6 --draws 600
+
+The local learning coefficient, from Langevin chains near each checkpoint's weights (Lau et al. 2023), on windows of the
+training data; with what speaks against it: chains that diverged, disagree or drift, and draws below where they began.
+"""
+
+import argparse
+from pathlib import Path
+
+from interp_gpt2 import Run, sweep
+from interp_gpt2.analysis.learning_coefficient import LocalLearningCoefficient
+from interp_gpt2.analysis.sequences import training_windows
+from interp_gpt2.analysis.sgld import Langevin
+from interp_gpt2.sweeps import save_rows
+from interp_gpt2.views import figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--sequences", type=int, default=512)
+    parser.add_argument("--step-size", type=float, default=1e-5)
+    parser.add_argument("--localisation", type=float, default=1000.0)
+    parser.add_argument("--chains", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=200, help="of each chain, after as many steps that are not counted")
+    parser.add_argument("--out", type=Path, help="default: RUN/analyses")
+    args = parser.parse_args()
+    out = args.out or args.run / "analyses"
+    out.mkdir(parents=True, exist_ok=True)
+
+    run = Run(args.run)
+    tokens = training_windows(run.source(), run.config.n_ctx, args.sequences)
+    settings = Langevin(args.step_size, args.localisation, args.chains, args.draws, args.draws)
+    table = sweep(run, LocalLearningCoefficient(tokens, settings))
+
+    by = table[table["position"].isna()].pivot(index="step", columns="metric", values="value")
+    for step, row in by.iterrows():
+        told = "no estimate: chains diverged" if row.get("llc") != row.get("llc") else f"{row['llc']:8.1f}"
+        doubt = f"r_hat {row['llc_r_hat']:.2f}, drift {row['llc_drift']:+.0%}, acceptance {row['llc_acceptance']:.2f}"
+        print(f"step {step:>6}: {told}   ({doubt}, {row['llc_below_start']:.0%} of draws below the start)")
+    print(f"a regular model: {by['llc_regular'].iloc[0]:.0f}")
+    known = by["llc"].dropna()
+    paths = [save_rows(table, out / "llc.json")]
+    if len(known):
+        figure = figures.curves(list(known.index), [list(known)], ["llc"], ("zero", 0.0), "Local learning coefficient", "")
+        figure.axes[0].set_ylim(min(0.0, known.min()) * 1.05, None)
+        paths += figures.save(figure, out / "llc.pdf")
+    print("wrote", *paths)
+
+
+if __name__ == "__main__":
+    main()
