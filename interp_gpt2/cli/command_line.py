@@ -23,6 +23,7 @@ COMMANDS = {
     "runs": "the runs in a folder, with their last losses",
     "lens": "what each layer would predict: the logit lens of a prompt",
     "heads": "induction, previous-token and other scores of every head",
+    "sweep": "analyses by name over the checkpoints of a run, as one table",
     "neurons": "pages of neurons: contexts, effects on logits, history",
     "patch": "which pieces of the model carry an answer: activation patching",
     "cache": "activations on disk: many hook points, tokens and checkpoints",

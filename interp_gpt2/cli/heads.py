@@ -82,16 +82,18 @@ class Heads:
     def _over_training(self) -> None:
         from interp_gpt2.analysis.attention_patterns import HeadScores
         from interp_gpt2.cli.where import find_run
-        from interp_gpt2.sweeps import save_rows, sweep
+        from interp_gpt2.sweeps import attempt_sweep, save_rows
 
         run, _ = find_run(self.source)
         sequences = _sequences(run, run.config, self.sequences)
-        frame = sweep(run, HeadScores(sequences.inputs))
+        swept = attempt_sweep(run, HeadScores(sequences.inputs))
+        frame = swept.complete() if swept.frame.empty else swept.frame
         print(f"{run.name}: the best head by step, on {sequences.are}\n")
         print(best_by_step(frame))
         print(f"\n{textwrap.fill(_phase_change(frame), 80)}")
         if self.csv is not None:
             print(f"wrote {save_rows(frame, self.csv)}")
+        swept.complete()  # a checkpoint that could not be read is told last, and by the exit code
 
 
 def scores_table(rows: list[dict]) -> str:
