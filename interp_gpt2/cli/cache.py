@@ -143,7 +143,7 @@ class Cache:
         print(f"{found.path}: {found.n_sequences:,} sequences of {found.context_size} tokens{left_out}")
         for name, width in found.columns.items():
             print(f"  {name}, d_in {width}")
-        print("next: python analyses/train_sae.py (in an environment with sae-lens)")
+        print("SAELens reads it as cached_activations_path; analyses/train_sae.py trains on one")
 
 
 def hook_points(text: str) -> list[str]:
