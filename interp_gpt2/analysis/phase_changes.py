@@ -5,6 +5,10 @@ checkpoint to checkpoint. Metrics of a training run are not like that: they wand
 a step. So a change is believed only if a logistic also fits better than it would fit random walks as rough as the curve
 itself (`p_walk`); and its date is as uncertain as refits to resampled residuals say.
 
+How often chance alone passes (analyses/phase_changes.py --false-alarms 1000), in brackets by BIC alone:
+
+    white noise:  0 of 1,000 at 12 checkpoints (0), 0 of 1,000 at 65 (0)
+    random walk:  7 of 1,000 at 12 checkpoints (149), 8 of 1,000 at 65 (421)
 """
 
 import math

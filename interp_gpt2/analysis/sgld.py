@@ -19,6 +19,8 @@ from torch import Tensor
 from interp_gpt2.analysis.rows import standard_error
 from interp_gpt2.errors import ConfigError
 
+_CHUNK = 2**22  # numbers in float64 at once
+
 Loss = Callable[[Float[Tensor, "d"], torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -176,9 +178,11 @@ def _acceptance(
     epsilon, gamma = settings.step_size, settings.localisation
     value, force = here
     new_value, _, new_force = there
-    w, new, start, force, new_force = (tensor.double() for tensor in (w, new, start, force, new_force))
-    rise = n_beta * (new_value - value) + gamma / 2 * float((new - start).square().sum() - (w - start).square().sum())
-    back = float((w - new + epsilon / 2 * new_force).square().sum())
-    forth = float((new - w + epsilon / 2 * force).square().sum())
+    rise, back, forth = n_beta * (new_value - value), 0.0, 0.0
+    for parts in zip(*(vector.split(_CHUNK) for vector in (w, new, start, force, new_force)), strict=True):
+        here_w, there_w, centre, here_force, there_force = (part.double() for part in parts)
+        rise += gamma / 2 * float((there_w - centre).square().sum() - (here_w - centre).square().sum())
+        back += float((here_w - there_w + epsilon / 2 * there_force).square().sum())
+        forth += float((there_w - here_w + epsilon / 2 * here_force).square().sum())
     log_ratio = -rise - (back - forth) / (2 * epsilon)
     return math.exp(-abs(log_ratio)) if math.isfinite(log_ratio) else 0.0
