@@ -11,6 +11,7 @@ import pytest
 from interp_gpt2.model import GPT2
 from interp_gpt2.runs.checkpoint import save_weights
 
+
 class HubCache:
     """The folder that huggingface_hub keeps: blobs by hash, a snapshot of links for each commit, a file for each ref."""
 
