@@ -13,7 +13,7 @@ from interp_gpt2.sweeps import load_rows, sweep
 
 @pytest.fixture
 def run(markov_run: Run, tmp_path: Path) -> Run:
-    shutil.copytree(markov_run.path, tmp_path / "chains")
+    shutil.copytree(markov_run.path, tmp_path / "chains", ignore=shutil.ignore_patterns("sweeps"))  # nothing is known yet
     return Run(tmp_path / "chains")
 
 
