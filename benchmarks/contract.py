@@ -1,8 +1,8 @@
 """The hook contract, ours beside TransformerLens's, as a page. Versions 3 and 4 exclude each other, so each writes its part:
 
-    interp-gpt2 contract --against transformer-lens --json tl3.json     where transformer-lens 3.9 is installed
-    interp-gpt2 contract --against transformer-lens --json tl4.json     where 4.3 is
-    python benchmarks/contract.py tl3.json tl4.json > benchmarks/CONTRACT.md
+interp-gpt2 contract --against transformer-lens --json tl3.json     where transformer-lens 3.9 is installed
+interp-gpt2 contract --against transformer-lens --json tl4.json     where 4.3 is
+python benchmarks/contract.py tl3.json tl4.json > benchmarks/CONTRACT.md
 """
 
 import json

@@ -79,6 +79,7 @@ def processes(folder: Path, n: int, sequences: int, rounds: int) -> dict[str, An
     analyses = [HeadScores(tokens[:, :-1]), LossByPosition(tokens)]
     times: dict[str, list[float]] = {"one": [], "two": [], "two, started": []}
     for turn in range(rounds):
+
         def store(name: str, turn: int = turn) -> Path:
             return folder / f"{name}-{turn}"
 

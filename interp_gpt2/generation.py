@@ -173,9 +173,7 @@ def next_token_probs(logits: Tensor, temperature: float, top_k: int | None = Non
     return probs
 
 
-def _check(
-    model: GPT2, tokens: Tensor, max_new_tokens: int, attention_mask: Tensor | None, past: KVCache | None
-) -> None:
+def _check(model: GPT2, tokens: Tensor, max_new_tokens: int, attention_mask: Tensor | None, past: KVCache | None) -> None:
     n_ctx = model.config.n_ctx
     plain = isinstance(tokens, Tensor) and tokens.ndim == 2
     check_tokens(tokens[:, -n_ctx:] if plain else tokens, model.config, device=model.device)

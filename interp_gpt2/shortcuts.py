@@ -38,8 +38,13 @@ class Shortcuts:
         return with_edits(self, edits)
 
     def run_until(
-        self, tokens: Tensor, stop: int, names: Names | None = None, edits: Edits | None = None,
-        keep: Keep | None = None, attention_mask: Tensor | None = None,
+        self,
+        tokens: Tensor,
+        stop: int,
+        names: Names | None = None,
+        edits: Edits | None = None,
+        keep: Keep | None = None,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ActivationCache]:
         """The stream before layer `stop`, and the activations on the way; nothing later runs. See passes.run_until."""
         from interp_gpt2.passes import run_until
@@ -47,8 +52,13 @@ class Shortcuts:
         return run_until(self, tokens, stop, names, edits, keep, attention_mask)
 
     def run_from(
-        self, resid: Tensor, start: int, names: Names | None = None, edits: Edits | None = None,
-        keep: Keep | None = None, attention_mask: Tensor | None = None,
+        self,
+        resid: Tensor,
+        start: int,
+        names: Names | None = None,
+        edits: Edits | None = None,
+        keep: Keep | None = None,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ActivationCache]:
         """Logits from the stream before layer `start`, and the activations from there on. See passes.run_from."""
         from interp_gpt2.passes import run_from
@@ -56,7 +66,11 @@ class Shortcuts:
         return run_from(self, resid, start, names, edits, keep, attention_mask)
 
     def run_batched(
-        self, tokens: Tensor, batch_size: int, names: Names | None = None, keep: Keep | None = None,
+        self,
+        tokens: Tensor,
+        batch_size: int,
+        names: Names | None = None,
+        keep: Keep | None = None,
         attention_mask: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, ActivationCache]]:
         """`run_with_cache` of every `batch_size` sequences in turn, one batch in memory. See passes.run_batched."""
@@ -65,7 +79,11 @@ class Shortcuts:
         return run_batched(self, tokens, batch_size, names, keep, attention_mask)
 
     def run_with_gradients(
-        self, tokens: Tensor, metric: Callable[[Tensor], Tensor], names: Names | None = None, edits: Edits | None = None,
+        self,
+        tokens: Tensor,
+        metric: Callable[[Tensor], Tensor],
+        names: Names | None = None,
+        edits: Edits | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ActivationCache, ActivationCache]:
         """Logits, activations, and the derivatives of `metric(logits)` by them. See passes.run_with_gradients."""
@@ -87,8 +105,14 @@ class Shortcuts:
         save_weights(directory, self.state_dict(), self.config)
 
     def generate(
-        self, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
-        top_p: float | None = None, seed: int | None = None, stop_token: int | None = None,
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop_token: int | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """`tokens` followed by up to `max_new_tokens` sampled ones. See generation.generate."""
@@ -97,8 +121,12 @@ class Shortcuts:
         return generate(self, tokens, max_new_tokens, temperature, top_k, top_p, seed, stop_token, attention_mask)
 
     def stream(
-        self, tokens: Tensor, max_new_tokens: int, sampling: "Sampling | None" = None,
-        attention_mask: Tensor | None = None, past: KVCache | None = None,
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        sampling: "Sampling | None" = None,
+        attention_mask: Tensor | None = None,
+        past: KVCache | None = None,
     ) -> Iterator[Tensor]:
         """The tokens that `generate` would append, each as soon as it is known: (batch,). See generation.stream."""
         from interp_gpt2.generation import stream
@@ -106,8 +134,13 @@ class Shortcuts:
         return stream(self, tokens, max_new_tokens, sampling, attention_mask, past)
 
     def generate_with_cache(
-        self, tokens: Tensor, max_new_tokens: int, names: Names | None = None, sampling: "Sampling | None" = None,
-        keep: Keep | None = None, attention_mask: Tensor | None = None,
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        names: Names | None = None,
+        sampling: "Sampling | None" = None,
+        keep: Keep | None = None,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, list[ActivationCache]]:
         """The generated text, and what the model saw at every step. See generation.generate_with_cache."""
         from interp_gpt2.generation import generate_with_cache

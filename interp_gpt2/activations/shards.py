@@ -93,8 +93,7 @@ class _Stored(Part):
             if len(lost):
                 kind = str(self.dtype).removeprefix("torch.")
                 raise StoreError(
-                    f"{float(lost[0]):.6g} at {name!r} is more than {kind} can hold ({largest:.6g}); store "
-                    "bfloat16 or float32"
+                    f"{float(lost[0]):.6g} at {name!r} is more than {kind} can hold ({largest:.6g}); store bfloat16 or float32"
                 )
         return kept
 

@@ -19,9 +19,7 @@ Weights = Mapping[str, Tensor]
 SPLIT_INPUTS = ("attn_in", "q_input", "k_input", "v_input")
 
 
-def by_hand(
-    tokens: Tensor, weights: Weights, config: GPT2Config, edits: Mapping[str, Edit] | None = None
-) -> dict[str, Tensor]:
+def by_hand(tokens: Tensor, weights: Weights, config: GPT2Config, edits: Mapping[str, Edit] | None = None) -> dict[str, Tensor]:
     """Every activation by hook point, in the order of the pass, with `edits` applied where they are named.
 
     `unembed.out` is the logits. An edited point is what its edit returned, and everything after it follows from that.

@@ -23,9 +23,7 @@ from interp_gpt2.contract.table import Result, Table
 from interp_gpt2.errors import ConversionError
 
 
-def check(
-    build: Build, cases: Sequence[Case] | None = None, clauses: Sequence[Clause] = CLAUSES, quick: bool = False
-) -> Table:
+def check(build: Build, cases: Sequence[Case] | None = None, clauses: Sequence[Clause] = CLAUSES, quick: bool = False) -> Table:
     """Every clause at every hook point of every case; by default of the small models.
 
     `quick` leaves out the largest of these, compiles only the first, calls less from threads, and of a deep model takes the

@@ -81,9 +81,7 @@ def load_state(path: Path | str) -> dict[str, Tensor]:
     return tensors_by_name(read_archive(Path(path)), Path(path).name)
 
 
-def from_nanogpt(
-    state: Mapping[str, Tensor], n_heads: int, d_vocab: int | None = None, act_fn: ActFn = "gelu"
-) -> GPT2:
+def from_nanogpt(state: Mapping[str, Tensor], n_heads: int, d_vocab: int | None = None, act_fn: ActFn = "gelu") -> GPT2:
     """The model with these tensors in nanoGPT's names: its state dict, or minGPT's or llm.c's (`act_fn="gelu_new"`).
 
     Sizes are read from the shapes, except `n_heads`, which they do not tell. The unembedding is tied if `lm_head.weight`

@@ -208,9 +208,7 @@ def last_step_table(section: Probes) -> Table:
     for probe in (probe for probe in section.probes if not probed_over_time(probe)):
         at = next((i for i in reversed(range(len(section.steps))) if probe.auroc[i][0] is not None), -1)
         beside = (probe.majority, probe.current_token, probe.last_two_tokens, highest_shuffled(probe))
-        rows.append(
-            [probe.name.replace("_", " "), count(section.steps[at]), *map(_cell, beside), *map(_cell, probe.auroc[at])]
-        )
+        rows.append([probe.name.replace("_", " "), count(section.steps[at]), *map(_cell, beside), *map(_cell, probe.auroc[at])])
     return Table("probes-last-step", ["label", "step", "majority", "this token", "last two", "shuffled", *section.layers], rows)
 
 

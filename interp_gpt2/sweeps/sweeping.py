@@ -113,9 +113,7 @@ def attempt_sweep(
     return Swept(frame, tuple(sorted(failures, key=lambda one: one.step)), tuple(chosen), unreached)
 
 
-def _tasks(
-    run: Run, analyses: tuple[Analysis, ...], steps: list[int], folder: Path
-) -> tuple[list[Task], list[Failure]]:
+def _tasks(run: Run, analyses: tuple[Analysis, ...], steps: list[int], folder: Path) -> tuple[list[Task], list[Failure]]:
     """A task for each step whose checkpoint says what it is, and a failure for each of the others."""
     prints = [analysis.fingerprint for analysis in analyses]
     tasks, failures = [], []

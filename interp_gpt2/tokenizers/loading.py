@@ -51,8 +51,9 @@ def _size_of(kind: str) -> int:
 def load_tokenizer(directory: Path | str) -> Tokenizer:
     """The tokenizer saved in `directory`, rebuilt from its tokenizer.json alone, with no network.
 
-    Also reads the tokenizer.json of a published GPT-2, or the vocab.json and merges.txt that older ones have. What it finds is verified: GPT-2's merges by their SHA-256, and
-    every kind against the hash in tokenizer_config.json where we wrote one. Raises TokenizerError naming the file.
+    Also reads the tokenizer.json of a published GPT-2, or the vocab.json and merges.txt that older ones have. What it finds is
+    verified: GPT-2's merges by their SHA-256, every kind against the hash in tokenizer_config.json where we wrote one. Raises
+    TokenizerError naming the file.
     """
     path = Path(directory) / "tokenizer.json"
     older = not path.exists() and (path.parent / "vocab.json").exists()

@@ -108,7 +108,7 @@ def sampling_view(
 ) -> View:
     """The 20 most probable next tokens and what each way of sampling makes of them; see `pack_sampling`.
 
-        sampling_view(model(tokens)[0, -1], tokenizer.labels)
+    sampling_view(model(tokens)[0, -1], tokenizer.labels)
     """
     data = pack_sampling(logits, labels, temperature, top_k, top_p)
     return View(title, data, sampling_fragment(data), height=240 + 24 * len(data.tokens))

@@ -139,7 +139,7 @@ def test_no_one_edge_is_enough_because_the_second_head_and_the_first_mlp_cover_f
 
 
 def test_the_last_mlp_works_against_the_induction_heads_and_less_when_they_are_silent(by_edge, found):
-    """An edge to the logits alone does more than the head, whose silence the MLP makes up for; EAP takes that for twice as much."""
+    """An edge to the logits alone does more than the head, whose silence the MLP makes up for; EAP doubles it."""
     heads = {row["head"]: row for row in found["heads"]}
     for head in ("L1H0", "L1H1"):
         alone = by_edge[f"{head} -> logits"]["patched"]

@@ -93,12 +93,8 @@ MALICIOUS: dict[str, Callable[[Path, Path], Any]] = {
         path,
         b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n(S'os'\ntRS'system'\ntR(S'touch " + str(canary).encode() + b"'\ntR.",
     ),
-    "the import of a module": lambda path, canary: zipped(
-        path, b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."
-    ),
-    "the instantiation of a class": lambda path, canary: zipped(
-        path, b"(S'touch " + str(canary).encode() + b"'\nios\nsystem\n."
-    ),
+    "the import of a module": lambda path, canary: zipped(path, b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."),
+    "the instantiation of a class": lambda path, canary: zipped(path, b"(S'touch " + str(canary).encode() + b"'\nios\nsystem\n."),
     "a call within the arguments of a call": lambda path, canary: torch.save(
         {"model": Call(dict, [("a", Call(eval, touch(canary)))])}, path
     ),

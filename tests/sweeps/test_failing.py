@@ -178,9 +178,7 @@ def test_a_killed_sweep_goes_on_where_it_was(make_run: Make, tmp_path: Path, sig
     began.mkdir()
     script.write_text(SCRIPT.format(path=str(run.path), began=str(began)))
     root = Path(executors.__file__).parents[2]
-    process = subprocess.Popen(
-        [sys.executable, script], env=os.environ | {"PYTHONPATH": str(root)}, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": str(root)}, stderr=subprocess.DEVNULL)
     while len(list(began.iterdir())) < 4:
         time.sleep(0.02)
         assert process.poll() is None

@@ -195,5 +195,3 @@ def test_a_bos_is_put_on_and_taken_off(pair, side):
     removed, *_ = pair.both(code)
     without = pair.ours.model.to_tokens(["John", "When John and Mary went"], prepend_bos=False, padding_side=side)
     assert torch.equal(removed, without)
-
-
