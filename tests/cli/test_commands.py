@@ -7,7 +7,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from interp_gpt2 import cli
 from interp_gpt2.analysis.attention_patterns import head_scores
 from interp_gpt2.analysis.logit_lens import logit_lens
 from interp_gpt2.analysis.sequences import HEAD_SEQUENCES, held_out
-from interp_gpt2.cli import demo, doctor
+from interp_gpt2.cli import demo
 from interp_gpt2.cli.command_line import COMMANDS
 from interp_gpt2.cli.parse import parse
 from interp_gpt2.errors import InterpGPT2Error
@@ -29,7 +28,6 @@ from interp_gpt2.runs.manifest import read_manifest
 from interp_gpt2.runs.run import Run
 from interp_gpt2.sweeps import load_rows
 from interp_gpt2.training.config import load_recipe
-from interp_gpt2.training.events import Finished, Logged, Notice, Started
 
 ROOT = Path(cli.__file__).parents[2]
 HEAVY = {"torch", "numpy", "pandas", "transformers", "matplotlib", "sklearn", "datasets", "transformer_lens", "jinja2"}
@@ -286,48 +284,6 @@ def test_a_recipe_that_says_otherwise_than_the_run_that_goes_on_is_said_to_be_un
     assert cli.main(["train", "nonsense", "--out", "run", "--resume"]) == 2
 
 
-def test_progress_tells_the_steps_of_this_call(capsys):
-    from interp_gpt2.cli.progress import TrainingBars
-
-    with TrainingBars(["a"]) as bars:
-        bars("a", Started(90, 100, 5000, 64))
-        bars("a", Finished(100, 1.2))
-    assert capsys.readouterr().err.splitlines()[-1] == "a: 10 steps in 1 s"
-
-
-def test_progress_without_a_terminal_is_lines(capsys):
-    from interp_gpt2.cli.progress import TrainingBars
-
-    with TrainingBars(["a", "bb"]) as bars:
-        bars("a", Started(0, 100, 5000, 64))
-        bars("a", Logged({"step": 10, "loss": 2.0}))
-        measured = {"mfu_palm": 0.4123, "mfu_causal": 0.51, "peak_memory_bytes": 3_200_000_000, "data_share": 0.02}
-        row = {"step": 50, "tokens": 3200, "loss": 1.5, "lr": 6e-4, "grad_norm": 0.8, "tokens_per_s": 12345.6} | measured
-        bars("a", Logged(row | {"val_loss": 1.6, "val_bits_per_byte": 2.1}))
-        bars("bb", Notice("something to know"))
-        bars("a", Finished(100, 12.3))
-    assert capsys.readouterr().err.splitlines() == [
-        "a: 5,000 parameters, step 0 of 100",
-        "a: step 50 of 100, 3,200 tokens, loss 1.500, val 1.600, 2.100 bits/byte, norm 0.80, lr 0.0006, 12,346 tok/s, "
-        "MFU 41.2%, 51% of measured, 3.2 GB, data 2%",
-        "bb: something to know",
-        "a: 100 steps in 12 s",
-    ]
-
-
-def test_progress_in_a_terminal_is_a_bar_a_run(capsys, monkeypatch):
-    from interp_gpt2.cli.progress import TrainingBars
-
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with TrainingBars(["a", "bb"]) as bars:
-        for name in ("a", "bb"):
-            bars(name, Started(0, 100, 5000, 64))
-        bars("a", Logged({"step": 50, "loss": 1.5, "val_loss": 1.6, "tokens_per_s": 12345.6}))
-    shown = capsys.readouterr().err
-    assert re.search(r"a +50%\|.*50/100.*loss 1.500 val 1.600 12,346 tok/s", shown)
-    assert re.search(r"bb +0%", shown)
-
-
 def test_a_converted_model_is_loaded_by_transformers_with_the_same_logits(capsys, text_run):
     transformers = pytest.importorskip("transformers")
     assert 'from_pretrained("hf")' in printed(capsys, "convert", text_run.path, "--to", "huggingface", "--out", "hf", "--step", 4)
@@ -372,35 +328,6 @@ def test_what_hugging_face_cannot_compute_is_not_written_for_it(capsys, tmp_path
     assert cli.main(["convert", "attention-only", "--to", "huggingface", "--out", "hf"]) in (2, 4)
     assert not (tmp_path / "hf").exists()
     assert isinstance(GPT2.from_pretrained, object)
-
-
-def test_doctor_says_what_is_there_and_never_waits_long(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    (tmp_path / "vocab.bpe").write_text("damaged")
-    began = time.monotonic()
-    text = printed(capsys, "doctor")
-    assert time.monotonic() - began < 10
-    assert f"torch {torch.__version__}" in " ".join(text.split())
-    assert f"{tmp_path / 'vocab.bpe'}: damaged" in text
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "HF_HUB_OFFLINE is set" in printed(capsys, "doctor")
-
-
-def test_a_silent_network_is_given_two_seconds(monkeypatch):
-    def silent(address, timeout):
-        time.sleep(4)
-        raise TimeoutError
-
-    monkeypatch.setattr(doctor.socket, "create_connection", silent)
-    began = time.monotonic()
-    assert not doctor._answers()
-    assert time.monotonic() - began < 2.5
-
-
-def test_doctor_knows_what_works_with_each_transformer_lens():
-    assert "HookedTransformer and" in doctor.transformer_lens_line("3.9.0")
-    assert "'transformer-lens<4'" in doctor.transformer_lens_line("4.3.0")
-    assert "not installed" in doctor.transformer_lens_line(None)
 
 
 # The demo ----------------------------------------------------------------------------------------------------------------

@@ -6,28 +6,9 @@ import json
 import re
 from html.parser import HTMLParser
 
-import pytest
 from markupsafe import Markup
 
 from interp_gpt2.views.html import View, document, json_script, plain, printable, tag
-
-HOSTILE = [
-    "</script><img src=x onerror=alert(1)>",
-    "<script>alert(1)</script>",
-    "<!--<script>",
-    "--><svg onload=alert(1)>",
-    '"onmouseover="alert(1)',
-    "'><iframe srcdoc='<script>alert(1)</script>'>",
-    "&lt;img src=x onerror=alert(1)&gt;",
-    "\u2028\u2029</style>",
-    "]]><!CDATA[",
-    "${alert(1)}{{7*7}}{% raw %}",
-    "javascript:alert(1)",
-    "\x00\x08\x1b[31m",
-    "\u202etxt.exe\u2066",
-    "\ud800 lone surrogate",
-    "$\\frac{$",
-]
 
 
 class Reader(HTMLParser):
@@ -48,20 +29,21 @@ class Reader(HTMLParser):
         self.text += data
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_comes_back_as_text_from_element_attribute_and_data(text: str) -> None:
-    page = tag("p", {"title": text}, text, json_script({text: [text]}))
+def test_hostile_text_comes_back_as_text_from_element_attribute_and_data(hostile_text: str) -> None:
+    page = tag("p", {"title": hostile_text}, hostile_text, json_script({hostile_text: [hostile_text]}))
     read = Reader(str(page))
     assert read.tags == ["p", "script"]
-    assert read.attributes == [("title", printable(text)), ("type", "application/json")]
+    assert read.attributes == [("title", printable(hostile_text)), ("type", "application/json")]
     data = re.search(r"<script type=\"application/json\">(.*)</script>", str(page), re.DOTALL)
-    assert json.loads(data[1]) == {printable(text): [printable(text)]}
-    assert read.text == printable(text) + data[1]
+    assert json.loads(data[1]) == {printable(hostile_text): [printable(hostile_text)]}
+    assert read.text == printable(hostile_text) + data[1]
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_in_a_title_adds_no_element_to_the_page(text: str) -> None:
-    ours, harmless = Reader(document(text, tag("main", {}, text))), Reader(document("title", tag("main", {}, "text")))
+def test_hostile_text_in_a_title_adds_no_element_to_the_page(hostile_text: str) -> None:
+    ours, harmless = (
+        Reader(document(hostile_text, tag("main", {}, hostile_text))),
+        Reader(document("title", tag("main", {}, "text"))),
+    )
     assert ours.tags == harmless.tags
     assert not [name for name, _ in ours.attributes if name.startswith("on") or name == "style"]
 

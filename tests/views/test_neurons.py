@@ -16,23 +16,6 @@ from interp_gpt2.views import neurons as pages
 from interp_gpt2.views.html import printable
 from interp_gpt2.views.neuron_charts import number, share
 
-HOSTILE = [
-    "</script><img src=x onerror=alert(1)>",
-    "<script>alert(1)</script>",
-    "<!--<script>",
-    "--><svg onload=alert(1)>",
-    '"onmouseover="alert(1)',
-    "'><iframe srcdoc='<script>alert(1)</script>'>",
-    "&lt;img src=x onerror=alert(1)&gt;",
-    "\u2028\u2029</style>",
-    "]]><!CDATA[",
-    "${alert(1)}{{7*7}}{% raw %}",
-    "javascript:alert(1)",
-    "\x00\x08\x1b[31m",
-    "\u202etxt.exe\u2066",
-    "\ud800 lone surrogate",
-    "$\\frac{$",
-]
 LABELS = [f"t{token}" for token in range(50)]
 TOKENS = torch.randint(0, 50, (8, 16), generator=torch.Generator().manual_seed(0))
 
@@ -179,10 +162,10 @@ def test_the_index_sorts_by_a_column(browser, histories, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_hostile_labels_run_nothing_and_change_no_element(browser, histories, tmp_path: Path, scheme: str) -> None:
-    hostile = [HOSTILE[token % len(HOSTILE)] + str(token) for token in range(50)]
+def test_hostile_labels_run_nothing_and_change_no_element(browser, histories, hostile, tmp_path: Path, scheme: str) -> None:
+    labels = [hostile[token % len(hostile)] + str(token) for token in range(50)]
     save_neuron_pages(histories, LABELS, tmp_path / "harmless", "title", "text")
-    save_neuron_pages(histories, hostile, tmp_path / "hostile", HOSTILE[0], HOSTILE[4])
+    save_neuron_pages(histories, labels, tmp_path / "hostile", hostile[0], hostile[4])
     for name in ("L1N5.html", "index.html"):
         counts = []
         for folder in ("harmless", "hostile"):
@@ -191,8 +174,8 @@ def test_hostile_labels_run_nothing_and_change_no_element(browser, histories, tm
             text = watched.page.locator("main").inner_text()
             watched.close()
         assert counts[0] == counts[1]
-        assert HOSTILE[0] in text
-        assert name == "index.html" or all(printable(label) in text for label in HOSTILE)
+        assert hostile[0] in text
+        assert name == "index.html" or all(printable(label) in text for label in hostile)
 
 
 def test_a_narrow_page_scrolls_its_tables_and_not_itself(browser, histories, tmp_path: Path) -> None:
