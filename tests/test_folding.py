@@ -1,6 +1,5 @@
 """A folded model has the old one's log-probabilities, in any order of folding, and TransformerLens's weights."""
 
-from importlib.metadata import version
 from itertools import permutations
 
 import pytest
@@ -22,9 +21,6 @@ from interp_gpt2.hooks import tl_name
 from interp_gpt2.model import GPT2
 
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
-with_hooked_transformer = pytest.mark.skipif(
-    int(version("transformer-lens").split(".")[0]) >= 4, reason="HookedTransformer needs transformer-lens <4"
-)
 FOLDS = (fold_layer_norm, center_writing_weights, center_unembed, fold_value_biases)
 SHAPES = {
     "ordinary": {},
@@ -169,7 +165,7 @@ def test_a_model_without_layer_norms_is_processed_as_far_as_it_goes(make_gpt2, t
     assert not folded.b_V.any()
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 @torch.no_grad()
 def test_weights_and_activations_are_those_transformer_lens_makes(any_model, tokens):
     hooked = convert.to_hooked_transformer(any_model)
@@ -187,7 +183,7 @@ def test_weights_and_activations_are_those_transformer_lens_makes(any_model, tok
         torch.testing.assert_close(value, their_cache[tl_name(name)], atol=2e-5, rtol=1e-4, msg=name)
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 @torch.no_grad()
 def test_refactored_heads_are_those_transformer_lens_makes_but_for_signs(model, tokens):
     hooked = convert.to_hooked_transformer(model)
@@ -203,7 +199,7 @@ def test_refactored_heads_are_those_transformer_lens_makes_but_for_signs(model, 
     torch.testing.assert_close(ours.b_O, theirs.b_O, atol=1e-5, rtol=1e-5)
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 @torch.no_grad()
 def test_a_folded_model_goes_to_transformer_lens_and_back(model, tokens):
     folded = process_weights(model)

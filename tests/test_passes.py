@@ -2,7 +2,6 @@
 
 import copy
 import weakref
-from importlib.metadata import version
 
 import pytest
 import torch
@@ -14,9 +13,6 @@ from interp_gpt2.errors import AnalysisError, ConfigError, EditError, HookNameEr
 from interp_gpt2.hooks import default_hook_points, tl_name
 from interp_gpt2.model import GPT2
 
-with_hooked_transformer = pytest.mark.skipif(
-    int(version("transformer-lens").split(".")[0]) >= 4, reason="HookedTransformer needs transformer-lens <4"
-)
 SHAPES = {
     "ordinary": {},
     "attention only": {"attn_only": True},
@@ -321,7 +317,7 @@ def test_a_metric_that_is_no_number_of_the_logits_is_refused(model, tokens):
             model.run_with_gradients(tokens, metric)
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_derivatives_are_hooked_transformers(model: GPT2, tokens):
     theirs = {}

@@ -1,7 +1,5 @@
 """Readings are rows of the full circuits, formed nowhere; they find planted heads, and in random models nothing."""
 
-from importlib.metadata import version
-
 import pytest
 import torch
 
@@ -15,9 +13,6 @@ from interp_gpt2.model import GPT2
 from interp_gpt2.planted import PLANTED_CONFIG, plant
 from interp_gpt2.weights import full_OV, full_QK
 
-with_hooked_transformer = pytest.mark.skipif(
-    int(version("transformer-lens").split(".")[0]) >= 4, reason="HookedTransformer needs transformer-lens <4"
-)
 PLANTED = {"previous_token": (0, 1), "duplicate_token": (0, 3), "induction": (1, 2), "copying": (1, 0), "anti_copying": (1, 1)}
 NOISE = 0.02
 TOKENS = list(range(1, 20))  # all but bos
@@ -122,7 +117,7 @@ def test_half_precision_is_read_in_full(model):
     assert half.top_values.dtype == torch.float32
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 @torch.no_grad()
 def test_rows_are_hooked_transformers(model):

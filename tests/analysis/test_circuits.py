@@ -1,7 +1,6 @@
 """Circuits compute what the model computes; copying and composition are planted, and equal TransformerLens's."""
 
 import math
-from importlib.metadata import version
 
 import pytest
 import torch
@@ -19,9 +18,6 @@ from interp_gpt2.factored import FactoredMatrix
 from interp_gpt2.model import GPT2
 from interp_gpt2.weights import full_OV, full_QK
 
-with_hooked_transformer = pytest.mark.skipif(
-    int(version("transformer-lens").split(".")[0]) >= 4, reason="HookedTransformer needs transformer-lens <4"
-)
 COMPOSITIONS = {"Q": q_composition, "K": k_composition, "V": v_composition}
 
 
@@ -103,7 +99,7 @@ def test_composition_is_its_formula_on_formed_matrices(model, mode):
     torch.testing.assert_close(COMPOSITIONS[mode](model).values[0, 3, 1, 2], by_hand.detach())
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 @torch.no_grad()
 def test_circuits_and_compositions_are_hooked_transformers(make_gpt2):

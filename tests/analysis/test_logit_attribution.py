@@ -1,7 +1,5 @@
 """Shares of a logit add up to it and are what removing a part changes; TransformerLens's numbers where it has them."""
 
-from importlib.metadata import version
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,9 +12,6 @@ from interp_gpt2.errors import AnalysisError, HookNameError, TokenError
 from interp_gpt2.folding import fold_layer_norm, process_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
-with_hooked_transformer = pytest.mark.skipif(
-    int(version("transformer-lens").split(".")[0]) >= 4, reason="HookedTransformer needs transformer-lens <4"
-)
 SHAPES = {
     "ordinary": {},
     "no biases": {"bias": False},
@@ -149,7 +144,7 @@ def test_nothing_as_large_as_a_stack_ever_exists(model, tokens):
 # TransformerLens's ----------------------------------------------------------------------------------------------------
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 @pytest.mark.parametrize("processed", [False, True], ids=["as converted", "processed"])
 def test_logit_attrs_are_transformer_lenss(any_model, tokens, targets, processed):
     model = process_weights(any_model).requires_grad_(False) if processed else any_model
@@ -174,7 +169,7 @@ def test_after_folding_logit_attrs_and_direct_attribution_are_one(model, tokens,
     torch.testing.assert_close(direct.values[-1], model.b_U[targets])
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 @pytest.mark.parametrize("parts", ["heads", "neurons"])
 def test_projections_are_transformer_lenss(model, tokens, parts):
     _, cache = model.run_with_cache(tokens)

@@ -1,7 +1,5 @@
 """Stacks of the residual stream add up to it, carry TransformerLens's labels, and equal its values one by one."""
 
-from importlib.metadata import version
-
 import pytest
 import torch
 
@@ -22,9 +20,6 @@ from interp_gpt2.convert.transformer_lens import to_hooked_transformer
 from interp_gpt2.errors import AnalysisError, HookNameError
 
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
-with_hooked_transformer = pytest.mark.skipif(
-    int(version("transformer-lens").split(".")[0]) >= 4, reason="HookedTransformer needs transformer-lens <4"
-)
 SHAPES = {
     "ordinary": {},
     "no biases": {"bias": False},
@@ -65,7 +60,7 @@ def assert_same(stack: ResidualStack, labelled: tuple) -> None:
 # Against TransformerLens ----------------------------------------------------------------------------------------------
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_states_of_the_stream_are_transformer_lenss(model, cache, theirs):
     for layer in (None, 0, 1, 3):
         assert_same(accumulated_resid(model, cache, layer), theirs.accumulated_resid(layer, return_labels=True))
@@ -77,14 +72,14 @@ def test_states_of_the_stream_are_transformer_lenss(model, cache, theirs):
     assert_same(accumulated_resid(model, cache, 1, incl_mid=True, mlp_input=True), mid)
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_a_renormalised_stack_is_transformer_lenss_logit_lens(model, cache, theirs):
     ours = renormalise_stack(model, accumulated_resid(model, cache))
     assert_same(ours, theirs.accumulated_resid(apply_ln=True, return_labels=True))
     torch.testing.assert_close(ours.values[-1] @ model.W_U + model.b_U, cache["unembed.out"], atol=1e-5, rtol=1e-5)
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 @pytest.mark.parametrize("mode", ["all", "attn", "mlp"])
 def test_parts_by_layer_are_transformer_lenss(model, cache, theirs, mode):
     for layer in (None, 0, 2):
@@ -94,7 +89,7 @@ def test_parts_by_layer_are_transformer_lenss(model, cache, theirs, mode):
         assert_same(decompose_resid(model, cache, 1, mode, mlp_input=True), mlp_input)
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_heads_are_transformer_lenss_from_z_and_from_recorded_results(model, tokens, cache, theirs):
     _, with_results = model.run_with_cache(tokens, ["*result", "*resid_post"])
     for ours in (cache, with_results):
@@ -104,7 +99,7 @@ def test_heads_are_transformer_lenss_from_z_and_from_recorded_results(model, tok
                 assert_same(stack_head_results(model, ours, layer, incl_remainder=remainder), labelled)
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_neurons_are_transformer_lenss(model, cache, theirs):
     if model.config.attn_only:
         return
@@ -118,7 +113,7 @@ def test_neurons_are_transformer_lenss(model, cache, theirs):
         torch.testing.assert_close(one_layer, theirs.get_neuron_results(1, neurons), atol=1e-6, rtol=1e-5)
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 @pytest.mark.parametrize("expand_neurons", [True, False])
 def test_full_decompositions_are_transformer_lenss(model, cache, theirs, expand_neurons):
     if model.config.attn_only and expand_neurons:
@@ -129,7 +124,7 @@ def test_full_decompositions_are_transformer_lenss(model, cache, theirs, expand_
         assert_same(get_full_resid_decomposition(model, cache, layer, mlp_input, expand_neurons), labelled)
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_frozen_layer_norm_on_stacks_is_transformer_lenss(model, cache, theirs):
     stack = decompose_resid(model, cache, 1)
     for layer, mlp_input in [(None, False), (1, False)] + [(1, True)] * (not model.config.attn_only):
@@ -138,7 +133,7 @@ def test_frozen_layer_norm_on_stacks_is_transformer_lenss(model, cache, theirs):
         assert ours.labels == stack.labels
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_stacked_activations_are_transformer_lenss(model, cache, theirs):
     for name, layer, scope in [("pattern", None, None), ("z", 2, None)] + [("scale", None, "ln1")] * model.config.layer_norm:
         ours = stack_activation(cache, name, layer, scope)

@@ -1,7 +1,5 @@
 """A head's share of a logit, split by source: it adds up, is what removing a source changes, and finds planted sources."""
 
-from importlib.metadata import version
-
 import pytest
 import torch
 
@@ -12,10 +10,6 @@ from interp_gpt2.convert.transformer_lens import to_hooked_transformer
 from interp_gpt2.errors import AnalysisError, HookNameError, TokenError
 from interp_gpt2.folding import process_weights
 from interp_gpt2.planted import induction_pair
-
-with_hooked_transformer = pytest.mark.skipif(
-    int(version("transformer-lens").split(".")[0]) >= 4, reason="HookedTransformer needs transformer-lens <4"
-)
 
 
 @pytest.fixture
@@ -114,7 +108,7 @@ def test_the_table_has_a_row_for_each_source_that_is_seen(model, tokens):
     assert (sums["value"] - sums["share"]).abs().max() < 1e-5
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 @torch.no_grad()
 def test_values_are_transformer_lenss_of_the_split_results(make_gpt2, tokens, targets):

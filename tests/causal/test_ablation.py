@@ -2,7 +2,6 @@
 
 import copy
 import math
-from importlib.metadata import version
 
 import pytest
 import torch
@@ -97,7 +96,7 @@ def test_resampling_patches_read_the_engines_source_where_they_have_none(model, 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(version("transformer-lens") >= "4", reason="HookedTransformer needs transformer-lens <4")
+@pytest.mark.hooked_transformer
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_transformer_lens_finds_the_same_losses(model, data, means):
     from interp_gpt2.convert.transformer_lens import to_hooked_transformer

@@ -1,7 +1,5 @@
 """Sweeps have the axes, values and baselines that they say, and TransformerLens finds the same."""
 
-from importlib.metadata import version
-
 import pytest
 import torch
 
@@ -40,7 +38,7 @@ def test_every_sweep_gives_what_whole_passes_give(model, make_pairs, name, direc
 
 
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
-@pytest.mark.skipif(version("transformer-lens").startswith("4"), reason="its HookedTransformer is of transformer-lens 3.9")
+@pytest.mark.hooked_transformer
 @pytest.mark.parametrize("name", NAMES)
 def test_transformer_lens_finds_the_same(model, make_pairs, name):
     from transformer_lens import patching

@@ -1,7 +1,6 @@
 """Circuits: the edges outside them carry what was put there, exactly, and nothing else changes."""
 
 from functools import partial
-from importlib.metadata import version
 
 import pytest
 import torch
@@ -120,7 +119,7 @@ def test_a_circuit_is_what_hooks_at_every_receiver_make_of_it(make_gpt2, pairs: 
 
 
 @torch.no_grad()
-@pytest.mark.skipif(int(version("transformer-lens").split(".")[0]) >= 4, reason="HookedTransformer needs transformer-lens <4")
+@pytest.mark.hooked_transformer
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_transformer_lens_agrees_with_its_split_inputs_and_head_results_hooked(model: GPT2) -> None:
     pairs = prompt_pairs(padded=False)

@@ -113,7 +113,7 @@ def test_eap_is_differences_times_derivatives_at_the_hook_points(any_model, uneq
     assert [found.clean, found.corrupted] == pytest.approx([end.item() for end in ends], abs=1e-5)
 
 
-@pytest.mark.skipif(TL_4, reason="HookedTransformer needs transformer-lens <4")
+@pytest.mark.hooked_transformer
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_eap_agrees_with_hooks_on_transformerlens(model, pairs):
     hooked, graph = to_hooked_transformer(model), Graph.of(model.config)

@@ -1,7 +1,6 @@
 """A steering vector is a difference of means; adding it does what adding it by hand does, also while text is generated."""
 
 import math
-from importlib.metadata import version
 
 import pytest
 import torch
@@ -86,7 +85,7 @@ def test_padding_does_not_move_where_steering_acts(model, vector):
     torch.testing.assert_close(model.run_with_edits(tokens, vector.edits(3, [2]), mask)[:, 2:], alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(version("transformer-lens") >= "4", reason="HookedTransformer needs transformer-lens <4")
+@pytest.mark.hooked_transformer
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_transformer_lens_steers_the_same_way(model, tokens, vector):
     from interp_gpt2.convert.transformer_lens import to_hooked_transformer

@@ -1,7 +1,6 @@
 """Tracing finds the states through which a fact was set to travel, and equals a loop over cells, with our hooks and theirs."""
 
 import math
-from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -69,7 +68,7 @@ def test_starting_at_the_restored_layer_is_running_everything(deep, prompts, poi
     torch.testing.assert_close(short.corrupted, naive.corrupted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(version("transformer-lens") >= "4", reason="HookedTransformer needs transformer-lens <4")
+@pytest.mark.hooked_transformer
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_transformer_lens_traces_the_same(deep, prompts):
     from interp_gpt2.convert.transformer_lens import to_hooked_transformer

@@ -408,7 +408,7 @@ def test_what_a_library_warns_of_stands_beside_what_it_breaks(case):
 # TransformerLens -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(TL_4, reason="HookedTransformer needs transformer-lens <4")
+@pytest.mark.hooked_transformer
 def test_hooked_transformers_faults_are_told_from_what_it_keeps(shallow):
     from interp_gpt2.contract.transformer_lens import hooked_transformer
 

@@ -17,7 +17,6 @@ from interp_gpt2.hooks import default_hook_points, hook_point_names, tl_name
 from interp_gpt2.model import GPT2
 
 TL_4 = int(version("transformer-lens").split(".")[0]) >= 4
-with_hooked_transformer = pytest.mark.skipif(TL_4, reason="HookedTransformer needs transformer-lens <4")
 with_tl_4 = pytest.mark.skipif(not TL_4, reason="needs transformer-lens >=4")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning"),
@@ -150,7 +149,7 @@ def test_a_bias_that_the_config_denies_is_refused_by_name(make_gpt2, name):
 # HookedTransformer: version 3.9 ---------------------------------------------------------------------------------------
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_every_activation_is_hooked_transformers_by_name_and_value(any_model, tokens):
     hooked = convert.to_hooked_transformer(any_model)
     logits, theirs = hooked.run_with_cache(tokens)
@@ -160,7 +159,7 @@ def test_every_activation_is_hooked_transformers_by_name_and_value(any_model, to
     assert not differing(ours, theirs, ours)
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_hook_points_on_request_are_hooked_transformers_too(any_model, tokens):
     hooked, config = convert.to_hooked_transformer(any_model), any_model.config
     _, ours = any_model.run_with_cache(tokens, ["*"])
@@ -178,7 +177,7 @@ def test_hook_points_on_request_are_hooked_transformers_too(any_model, tokens):
     assert default_hook_points(config) | {*names, *inputs} == set(hook_point_names(config)), "none was left out"
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 @pytest.mark.parametrize("kind", ["GPT-2", "attention only", "no layer norm", "scores divided by layer + 1"])
 def test_an_edit_at_every_hook_point_does_what_it_does_in_hooked_transformer(make_gpt2, tokens, kind):
     model = make_gpt2(config_with(CONFIGS[kind]))
@@ -196,7 +195,7 @@ def test_an_edit_at_every_hook_point_does_what_it_does_in_hooked_transformer(mak
     assert not wrong
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_a_padded_batch_agrees_at_its_real_positions(model, tokens):
     mask = torch.ones_like(tokens)
     mask[0, :5] = 0
@@ -204,7 +203,7 @@ def test_a_padded_batch_agrees_at_its_real_positions(model, tokens):
     assert equal(model(tokens, attention_mask=mask)[mask.bool()], logits[mask.bool()])
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_a_hooked_transformer_is_whole_and_its_own(model, tokens):
     torch.manual_seed(0)
     drawn = torch.get_rng_state()
@@ -217,13 +216,13 @@ def test_a_hooked_transformer_is_whole_and_its_own(model, tokens):
     assert ours.isdisjoint(weight.data_ptr() for weight in hooked.parameters())
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_dropout_is_what_eval_mode_computes(make_gpt2, tokens):
     model = make_gpt2(config_with({"dropout": 0.5}))
     assert equal(model.eval()(tokens), convert.to_hooked_transformer(model.train())(tokens))
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_a_model_comes_back_from_hooked_transformer_bit_for_bit(any_model):
     back = convert.from_hooked_transformer(convert.to_hooked_transformer(any_model))
     # Absent biases are zeros there, and stay.
@@ -233,7 +232,7 @@ def test_a_model_comes_back_from_hooked_transformer_bit_for_bit(any_model):
     assert not any(weight.count_nonzero() for weight in weights.values())
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_a_model_made_by_transformer_lens_keeps_its_logits(tokens):
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
@@ -249,7 +248,7 @@ def test_a_model_made_by_transformer_lens_keeps_its_logits(tokens):
     assert equal(model(tokens), hooked(tokens))
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 def test_a_model_that_transformer_lens_has_processed_keeps_its_activations(model, tokens):
     hooked = convert.to_hooked_transformer(model)
     hooked.cfg.normalization_type = "LNPre"
@@ -261,7 +260,7 @@ def test_a_model_that_transformer_lens_has_processed_keeps_its_activations(model
     assert not differing(ours.run_with_cache(tokens)[1], cache, default_hook_points(ours.config))
 
 
-@with_hooked_transformer
+@pytest.mark.hooked_transformer
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
