@@ -37,8 +37,8 @@ def main() -> None:
         list(scores.columns), scores.to_numpy(), list(scores.index), curve.uniform[-1], f"{args.score} score", window=window
     )
     paths = [save_rows(table, out / "attention_heads.json"), *figures.save(figure, out / f"attention_heads_{args.score}.pdf")]
-    print(f"{curve.heads[-1]} scores {curve.values[-1]:.2f} at step {curve.steps[-1]}; a uniform head {curve.uniform[-1]:.2f}.")
-    print(curve.growth.verdict)
+    best = f"{curve.heads[-1]} scores {curve.values[-1]:.2f} at step {curve.steps[-1]}, a uniform head {curve.uniform[-1]:.2f}"
+    print(f"answer: {args.score}: {best}; {curve.growth.verdict}")
     print("wrote", *paths)
 
 

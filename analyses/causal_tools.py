@@ -321,9 +321,22 @@ def scatter(rows: list[Row]) -> "Figure":
     return figure
 
 
+def answer(found: dict[str, Any]) -> str:
+    """The strongest edge between heads by each tool, and how well attribution agrees with patching."""
+    agreed = next(row for row in found["attribution and patching, edges"] if row["tool"] == "EAP")
+    r = f"EAP agrees with patching over {agreed['over']}, r {agreed['pearson']:.2f}"
+    strongest = next((row for row in found["edges"] if "path" in row), None)
+    if strongest is None:
+        return f"there are no edges between heads; {r}"
+    tools = {"patched": "patched alone", "path": "as a path", "EAP": "by EAP", "EAP-IG, inputs": "by EAP-IG"}
+    shares = ", ".join(f"{strongest[tool]:.2f} {name}" for tool, name in tools.items())
+    return f"{strongest['edge']} is the strongest edge between heads: {shares} of the gap; {r}"
+
+
 def told(found: dict[str, Any]) -> list[str]:
     ends = found["logit difference"]
-    lines = [f"Logit difference: {ends['clean']:.2f} clean, {ends['corrupted']:.2f} corrupted. As shares of the gap, heads:"]
+    lines = [f"answer: {answer(found)}"]
+    lines += [f"Logit difference: {ends['clean']:.2f} clean, {ends['corrupted']:.2f} corrupted. As shares of the gap, heads:"]
     for row in found["heads"]:
         lines.append(f"  {row['head']}" + "".join(f"  {name} {value:+.2f}" for name, value in row.items() if name != "head"))
     lines.append("Edges between heads:" if any("path" in row for row in found["edges"]) else "There are no edges between heads.")

@@ -51,8 +51,8 @@ def main() -> None:
 
     last = score.iloc[-1]
     told = f"{last['value']:.3f} [{last['low']:.3f}, {last['high']:.3f}]"
-    print(f"Late loss less early loss at step {last['step']}: {told}; {name} {-level:.3f}")
-    print(found.verdict if found else f"{len(score)} checkpoints are too few to look for a phase change")
+    since = found.verdict if found else f"{len(score)} checkpoints are too few to look for a phase change"
+    print(f"answer: late loss less early loss at step {last['step']}: {told} nats; {name} {-level:.3f}; {since}")
     classes = table[(table["step"] == last["step"]) & (table["metric"].str.startswith("class_loss"))]
     for label, rows in classes.groupby("label", sort=False):
         values = [

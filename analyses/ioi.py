@@ -125,12 +125,13 @@ def main() -> None:
         parser.error(f"the heads are those of the small GPT-2; {args.model} has {model.config.n_layers} x {model.config.n_heads}")
     found = study(model, tokenizer, args.pairs)
     rows = table(found)
+    expected = {"name mover": 5, "negative name mover": 3, "S-inhibition": 6}
+    agreed = sum(row["rank"] <= expected[row["role"]] for row in rows)
+    verdict = "" if agreed > 9 else ": not this circuit"
+    print(f"answer: {agreed} of {len(rows)} stand where the published circuit has them{verdict}")
     print(f"Logit difference on the eight prompts: {found['logit difference']:.2f} (published weights: about 3.55).")
     for row in rows:
         print(f"{row['head']:>6} {row['role']:<20} {row['measured by']:<30} {row['value']:+.3f}   {row['rank']} of 144")
-    expected = {"name mover": 5, "negative name mover": 3, "S-inhibition": 6}
-    agreed = sum(row["rank"] <= expected[row["role"]] for row in rows)
-    print(f"{agreed} of {len(rows)} stand where the published circuit has them" + ("." if agreed > 9 else ": not this circuit."))
 
     (args.out / "ioi.json").write_text(
         json.dumps({"logit_difference": found["logit difference"], "heads": rows}, indent=1) + "\n"

@@ -10,12 +10,16 @@ training data; with what speaks against it: chains that diverged, disagree or dr
 import argparse
 from pathlib import Path
 
+import pandas
+
 from interp_gpt2 import Run, sweep
 from interp_gpt2.analysis.learning_coefficient import LocalLearningCoefficient
 from interp_gpt2.analysis.sequences import training_windows
 from interp_gpt2.analysis.sgld import Langevin
 from interp_gpt2.sweeps import save_rows
 from interp_gpt2.views import figures
+
+DOWNHILL = 0.1  # share of draws below where the chain began, above which it was no minimum
 
 
 def main() -> None:
@@ -37,18 +41,28 @@ def main() -> None:
     table = sweep(run, LocalLearningCoefficient(tokens, settings))
 
     by = table[table["position"].isna()].pivot(index="step", columns="metric", values="value")
-    for step, row in by.iterrows():
-        told = "no estimate: chains diverged" if row.get("llc") != row.get("llc") else f"{row['llc']:8.1f}"
-        doubt = f"r_hat {row['llc_r_hat']:.2f}, drift {row['llc_drift']:+.0%}, acceptance {row['llc_acceptance']:.2f}"
-        print(f"step {step:>6}: {told}   ({doubt}, {row['llc_below_start']:.0%} of draws below the start)")
-    print(f"a regular model: {by['llc_regular'].iloc[0]:.0f}")
     known = by["llc"].dropna()
+    print(f"answer: {told(known, by['llc_below_start'])}; a regular model: {by['llc_regular'].iloc[0]:.0f}")
+    for step, row in by.iterrows():
+        value = "no estimate: chains diverged" if row.get("llc") != row.get("llc") else f"{row['llc']:8.1f}"
+        doubt = f"r_hat {row['llc_r_hat']:.2f}, drift {row['llc_drift']:+.0%}, acceptance {row['llc_acceptance']:.2f}"
+        print(f"step {step:>6}: {value}   ({doubt}, {row['llc_below_start']:.0%} of draws below the start)")
     paths = [save_rows(table, out / "llc.json")]
     if len(known):
         figure = figures.curves(list(known.index), [list(known)], ["llc"], ("zero", 0.0), "Local learning coefficient", "")
         figure.axes[0].set_ylim(min(0.0, known.min()) * 1.05, None)
         paths += figures.save(figure, out / "llc.pdf")
     print("wrote", *paths)
+
+
+def told(known: pandas.Series, below: pandas.Series) -> str:
+    """The highest and the last estimate, and at which steps the chains left for lower losses, so that it means nothing there."""
+    if known.empty:
+        return "no estimate: chains diverged at every checkpoint"
+    no_minimum = [step for step in below.index if below[step] > DOWNHILL]
+    where = f"no minimum at steps {', '.join(map(str, no_minimum))}" if no_minimum else "every checkpoint is near a minimum"
+    doubt = f"{where} (more than {DOWNHILL:.0%} of draws below the start)"
+    return f"highest at step {known.idxmax()}, {known.max():.0f}; {known.iloc[-1]:.0f} at step {known.index[-1]}; {doubt}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from interp_gpt2 import Run
-from interp_gpt2.analysis.model_diff import model_diff
+from interp_gpt2.analysis.model_diff import ModelDiff, model_diff
 from interp_gpt2.analysis.model_matching import matched_heads, matched_neurons
 from interp_gpt2.analysis.sequences import held_out
 from interp_gpt2.analysis.windows import Windows
@@ -48,6 +48,7 @@ def main() -> None:
     said = found.predictions
     beside = args.yardstick.name if args.yardstick else "an untrained model"
     print(f"{run.name}, step {from_step}, and {other.name}, step {to_step}, on {found.n:,} tokens; in brackets, {beside}")
+    print(f"answer: {told(found)}; most raised: {labels[said.raised[0].token]}")
     print(f"KL {said.kl:.3f} nats a token ({said.kl_yardstick:.3f}); same first choice {said.agreement:.1%}", end=" ")
     print(f"({said.agreement_yardstick:.1%}); loss {said.loss_a:.3f} -> {said.loss_b:.3f} ({said.loss_yardstick:.3f})")
     for kind in ("weights", "heads", "neurons"):
@@ -70,6 +71,15 @@ def main() -> None:
     found.to_frame().to_csv(out / f"{name}.csv", index=False)
     (out / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
     print("wrote", out / f"{name}.csv", out / f"{name}.json")
+
+
+def told(found: ModelDiff) -> str:
+    """How far predictions are apart, and the head and the neuron that moved most; in brackets, to the yardstick."""
+    said = found.predictions
+    moved = [found.most(kind, 1)[0] for kind in ("heads", "neurons")]
+    most = " and ".join(f"{part.label} {part.value:.2f} ({part.yardstick:.2f})" for part in moved)
+    same = f"same first choice {said.agreement:.1%} ({said.agreement_yardstick:.1%})"
+    return f"KL {said.kl:.3f} nats a token ({said.kl_yardstick:.3f}), {same}; moved most: {most}"
 
 
 if __name__ == "__main__":

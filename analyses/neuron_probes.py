@@ -40,8 +40,10 @@ def main() -> None:
     )
     paths = [save_rows(table, out / "neuron_probes.json"), *figures.save(figure, out / f"neuron_probes_{args.label}.pdf")]
     best = auroc.iloc[:, -1].idxmax()
-    print(f"{args.label} at step {steps[-1]}: AUROC {auroc.loc[best].iloc[-1]:.3f} at {best};")
-    print(f"from the last two tokens alone {last_two:.3f}, with shuffled labels {shuffled:.3f}")
+    above = auroc.columns[auroc.max() > last_two]
+    since = f"above that from step {above[0]} on" if len(above) else "never above that"
+    read = f"{args.label} at step {steps[-1]}: AUROC {auroc.loc[best].iloc[-1]:.3f} at {best}"
+    print(f"answer: {read}, from the last two tokens alone {last_two:.3f}, {since}; with shuffled labels {shuffled:.3f}")
     print("wrote", *paths)
 
 

@@ -38,15 +38,16 @@ def main() -> None:
         "nats",
     )
     paths = [save_rows(table, out / "ngram_agreement.json"), *figures.save(figure, out / "ngram_agreement.pdf")]
-    for label, row in kl.iterrows():
-        step = row.idxmin()
-        at_end = f"{row.iloc[-1]:.3f} at the end, {uniform[label]:.3f} knowing nothing"
-        print(f"{label}: nearest at step {step}, {row[step]:.3f} nats; {at_end}")
     nearest = kl.idxmin()
     changes = [
         (step, name) for step, name, before in zip(kl.columns, nearest, [None, *nearest[:-1]], strict=True) if name != before
     ]
-    print("nearest predictor:", ", ".join(f"{name} from step {step}" for step, name in changes))
+    told = ", ".join(f"{name} from step {step}" for step, name in changes)
+    print(f"answer: {kl.iloc[:, -1].min():.3f} nats from the nearest predictor at the end: {told}")
+    for label, row in kl.iterrows():
+        step = row.idxmin()
+        at_end = f"{row.iloc[-1]:.3f} at the end, {uniform[label]:.3f} knowing nothing"
+        print(f"{label}: nearest at step {step}, {row[step]:.3f} nats; {at_end}")
     print("wrote", *paths)
 
 

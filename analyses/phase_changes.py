@@ -40,6 +40,7 @@ def main() -> None:
         parser.error("name a run, or --false-alarms N")
 
     found = {str(path): detections(Run(path), args.analysis, args.metric) for path in args.runs}
+    print("answer:", "; ".join(dated(Path(run).name, curves) for run, curves in found.items()))
     for run, curves in found.items():
         changed = {curve: one for curve, one in curves.items() if one.change is not None}
         print(f"{run}: {len(changed)} of {len(curves)} curves changed phase (up to {0.01 * len(curves):.1f} would by chance)")
@@ -55,6 +56,14 @@ def main() -> None:
         json.dumps({run: {name: row(one) for name, one in curves.items()} for run, curves in found.items()}, indent=1)
     )
     print("wrote", path)
+
+
+def dated(name: str, curves: dict[str, Detection]) -> str:
+    """Of one run: how many curves changed phase, the best head's first, and when."""
+    changed = {curve: one for curve, one in curves.items() if one.change is not None and one.step_interval is not None}
+    when = [f"{curve} at step {one.change.step:.0f} ({one.step_interval[0]:.0f} to {one.step_interval[1]:.0f})"
+            for curve, one in changed.items()]  # fmt: skip
+    return f"{name}: {len(changed)} of {len(curves)} curves changed phase" + "".join(f", {one}" for one in when[:3])
 
 
 def detections(run: Run, analysis: str, metric: str | None) -> dict[str, Detection]:

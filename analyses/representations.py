@@ -47,11 +47,16 @@ def main() -> None:
     matrix.write_text(json.dumps({"steps": steps, "stream": "last", "cka": between.tolist()}, indent=1) + "\n")
     paths = [save_rows(table, out / "representations.json"), matrix, *figures.save(figure, out / "representations_cka.pdf")]
 
-    for label, row in zip(labels, cka.itertuples(index=False), strict=True):
-        half = next(step for step, value in zip(cka.columns, row, strict=True) if value > 0.5)
-        since = f"above one half from step {half} (shuffled tokens {chance:.2f})"
-        print(f"{label}: CKA with its end {row[0]:.2f} at step {first}, {since}")
+    half = {label: next(step for step, value in zip(cka.columns, row, strict=True) if value > 0.5)
+            for label, row in zip(labels, cka.itertuples(index=False), strict=True)}  # fmt: skip
     moved = table[(table["metric"] == "weight_distance") & (table["step"] == last)].dropna(subset=["value"]).sort_values("value")
+    alike = ", ".join(f"{label} from step {step}" for label, step in half.items())
+    furthest = moved.iloc[-1]
+    told = f"{furthest['label']} moved most, by {furthest['value']:.1f} times its norm at step {first}"
+    print(f"answer: half like the end (CKA 0.5): {alike}; {told}")
+    for label, row in zip(labels, cka.itertuples(index=False), strict=True):
+        since = f"above one half from step {half[label]} (shuffled tokens {chance:.2f})"
+        print(f"{label}: CKA with its end {row[0]:.2f} at step {first}, {since}")
     print(
         f"moved most from step {first}: "
         + ", ".join(f"{row.label} {row.value:.1f}" for row in moved.tail(3)[::-1].itertuples())

@@ -58,6 +58,9 @@ def main() -> None:
 
     scores = splice_scores(run.model(step), sae, windows[-HELD_OUT:], args.at)
     table = scores.to_frame()
+    recovered = f"loss recovered {scores.loss_recovered_from_mean:.3f} of the mean's, {scores.loss_recovered:.3f} of zero's"
+    active = f"{scores.l0.mean():.1f} of {scores.d_sae} features at a token"
+    print(f"answer: {args.at}, step {step}: {active}: {recovered}, {scores.explained:.3f} of the variance; {scores.n_dead} dead")
     print(f"{run.name}, step {step:,}, {len(store):,} tokens: {scores}")
     path = out / f"sae-{args.at}.json"
     record = {

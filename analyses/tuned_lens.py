@@ -47,10 +47,9 @@ def main() -> None:
     )
     paths = [save_rows(table, out / "tuned_lens.json"), *figures.save(figure, out / "tuned_lens_depth.pdf")]
     last = table[table["step"] == table["step"].max()]
-    for metric, name in (("lens_settling_depth", "logit lens"), ("tuned_settling_depth", "tuned lens")):
-        value = last.loc[last["metric"] == metric, "value"].item()
-        print(f"By the {name} the prediction settles after {value:.2f} of {deepest} layers at step {last['step'].iloc[0]}.")
-    print(verdict(table))
+    tuned, logit = (last.loc[last["metric"] == f"{name}_settling_depth", "value"].item() for name in ("tuned", "lens"))
+    depths = f"after {tuned:.2f} of {deepest} layers at step {last['step'].iloc[0]}, {logit:.2f} by the logit lens"
+    print(f"answer: the prediction settles {depths}; {verdict(table)}")
     print("wrote", *paths)
 
 
@@ -59,9 +58,9 @@ def verdict(table: pandas.DataFrame) -> str:
     rows = table[(table["metric"] == "tuned_minus_lens_kl") & (table["value"] != 0)]
     not_better = rows[~(rows["high"] < 0)]
     if not_better.empty:
-        return f"The tuned lens is nearer to the output than the logit lens at all {len(rows)} layers and checkpoints."
+        return f"the tuned lens is nearer to the output than the logit lens at all {len(rows)} layers and checkpoints"
     where = ", ".join(f"{row.label} at step {row.step}" for row in not_better.itertuples())
-    return f"The tuned lens is NOT nearer to the output than the logit lens at {len(not_better)} of {len(rows)}: {where}"
+    return f"the tuned lens is NOT nearer to the output than the logit lens at {len(not_better)} of {len(rows)}: {where}"
 
 
 if __name__ == "__main__":
