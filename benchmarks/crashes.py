@@ -2,6 +2,7 @@
 
     python benchmarks/crashes.py                 everything, about half an hour on two cores
     python benchmarks/crashes.py kills flips     only these
+    python benchmarks/crashes.py --n 2           so many trials of each, to see that everything runs
     python benchmarks/crashes.py --write         and put what was counted into benchmarks/CRASHES.md
 
 The tests make the same trials in small numbers. `faults` needs strace, `full_disk` the right to mount; each is left out,
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
+from inspect import signature
 from pathlib import Path
 
 import crashes_activations
@@ -57,14 +59,18 @@ def write_page(found: dict[str, str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trials", nargs="*", choices=[*TRIALS, []], default=[])
+    parser.add_argument("--n", type=int, help="trials of each kind; default: as many as CRASHES.md has")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
+    if options.write and options.n is not None:
+        parser.error("--write puts down the full number of trials; leave --n out")
+    how = {} if options.n is None else {"n": options.n}
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for name in options.trials or TRIALS:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["INTERP_GPT2_CACHE"] = str(Path(folder) / "cache")
             began = time.monotonic()
-            said = TRIALS[name](Path(folder))
+            said = TRIALS[name](Path(folder), **(how if "n" in signature(TRIALS[name]).parameters else {}))
         print(f"{name}: {said} ({time.monotonic() - began:.0f} s)", flush=True)
         if options.write and not said.startswith("left out"):
             write_page({name: said})

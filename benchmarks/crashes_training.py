@@ -117,8 +117,9 @@ def signals(folder: Path, n: int = 50) -> str:
         stopped = int(re.search(r"at step (\d+)", said)[1])
         assert stopped <= max(before, 0) + 3  # what was logged when it came, the update under way, and what the look missed
         assert same(trained([*words, "--resume"], out, folder / "log"), whole, 60)
+    longest = max(waits, default=0)
     return (f"{len(waits)} signals at random moments: exit 130 or 143, a checkpoint, and a resumed run that is the uninterrupted "
-            f"one; {early} came before there was a run, {finished} after its end; longest wait {max(waits):.1f} s")  # fmt: skip
+            f"one; {early} came before there was a run, {finished} after its end; longest wait {longest:.1f} s")  # fmt: skip
 
 
 def compiling(folder: Path, delays: tuple[float, ...] = (0.0, 0.2, 0.5, 1.0)) -> str:

@@ -204,14 +204,15 @@ def fill(run_dir: Path, trial: int) -> bool:
     return step > 0
 
 
-def flips(folder: Path, n_flips: int = 1000, n_truncations: int = 200) -> str:
+def flips(folder: Path, n: int = 1000) -> str:
     """Single bits anywhere in a checkpoint of 5 MB, in proportion to the files' sizes; and files cut off anywhere."""
+    n_truncations = max(1, n // 5)
     step_dir, draw = save(folder / "run", 3, LARGER), random.Random(0)
     files = sorted(step_dir.iterdir())
     sizes = [path.stat().st_size for path in files]
     refused = {"flip": 0, "truncation": 0}
-    for trial in range(n_flips + n_truncations):
-        kind = "flip" if trial < n_flips else "truncation"
+    for trial in range(n + n_truncations):
+        kind = "flip" if trial < n else "truncation"
         path = draw.choices(files, sizes)[0] if trial % 2 else draw.choice(files)
         original = path.read_bytes()
         damaged = bytearray(original)
@@ -227,8 +228,8 @@ def flips(folder: Path, n_flips: int = 1000, n_truncations: int = 200) -> str:
                 refused[kind] += path.name in str(error)
         path.write_bytes(original)
     load_resume(step_dir)
-    assert refused == {"flip": 2 * n_flips, "truncation": 2 * n_truncations}, refused
-    return f"{n_flips:,} flipped bits and {n_truncations} truncations: all refused by the file's name, by both loaders"
+    assert refused == {"flip": 2 * n, "truncation": 2 * n_truncations}, refused
+    return f"{n:,} flipped bits and {n_truncations} truncations: all refused by the file's name, by both loaders"
 
 
 def try_to_write(run_dir: Path, gate: Any, outcome: Any) -> None:

@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter, thread_time
@@ -129,10 +129,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=15)
     parser.add_argument("--cpu-time", action="store_true", help="the CPU time of one thread, not the time on the clock")
+    parser.add_argument("--tiny", action="store_true", help="a model of 2 layers: only to see that everything runs")
     options = parser.parse_args()
     if options.cpu_time:
         torch.set_num_threads(1)
-    model = GPT2(GPT2Config()).eval()
+    model = GPT2(replace(GPT2Config(), n_layers=2, d_model=48, d_vocab=1000) if options.tiny else GPT2Config()).eval()
     pairs = pair_of(model.config, options.tokens)
     found = []
     with torch.no_grad():

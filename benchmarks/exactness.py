@@ -61,8 +61,9 @@ def rows(name: str, model: GPT2, tokens: Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs=2, default=(2, 256), metavar=("BATCH", "POS"))
+    parser.add_argument("--tiny", action="store_true", help="a model of 2 layers: only to see that everything runs")
     options = parser.parse_args()
-    config = GPT2Config()
+    config = GPT2Config(n_layers=2, n_heads=4, d_model=64, d_vocab=1000) if options.tiny else GPT2Config()
     tokens = torch.randint(config.d_vocab, options.tokens, generator=torch.Generator().manual_seed(0))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.tokens[0]} x {options.tokens[1]} tokens\n")
     print("| weights | what | measured | target | met |\n|---|---|---|---|---|")

@@ -1,6 +1,6 @@
 """The memory that a cached pass takes at most, and what imports cost, each in a process of its own.
 
-    python benchmarks/footprint.py CASE    one case, in this process, as JSON
+    python benchmarks/footprint.py CASE [tiny]    one case, in this process, as JSON; of a small model
 
 Linux only: the kernel's own high-water mark of resident memory, reset before the pass.
 """
@@ -41,18 +41,18 @@ print(time.process_time() - start)
 """
 
 
-def all_cases() -> list[dict[str, Any]]:
+def all_cases(tiny: bool = False) -> list[dict[str, Any]]:
     """The most memory that a pass over 4 x 256 tokens takes, and what it returns, in bytes. Empty where it is unknown."""
     if not sys.platform.startswith("linux"):
         return []
-    return [{"kept": name, **json.loads(run(__file__, name))} for name in CASES]
+    return [{"kept": name, **json.loads(run(__file__, name, *(["tiny"] if tiny else [])))} for name in CASES]
 
 
 @torch.no_grad()
-def one_case(name: str) -> dict[str, int]:
+def one_case(name: str, config: GPT2Config) -> dict[str, int]:
     names, keep = CASES[name]
-    model = GPT2(GPT2Config()).eval()
-    tokens = torch.randint(50_257, (4, 256), generator=torch.Generator().manual_seed(0))
+    model = GPT2(config).eval()
+    tokens = torch.randint(config.d_vocab, (4, 256), generator=torch.Generator().manual_seed(0))
     model(tokens[:, :8])  # kernels and tables that any first pass makes
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)  # else the pass begins in what making the model has left
@@ -73,11 +73,11 @@ def resident(what: str) -> int:
     return 1024 * int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-def imports() -> dict[str, float]:
-    """CPU seconds, medians of five processes."""
+def imports(n: int = 5) -> dict[str, float]:
+    """CPU seconds, medians of n processes."""
 
     def seconds(first: str, then: str) -> float:
-        return median(float(run("-c", TIMED.format(first=first, then=then))) for _ in range(5))
+        return median(float(run("-c", TIMED.format(first=first, then=then))) for _ in range(n))
 
     return {
         "import interp_gpt2": seconds("", "import interp_gpt2"),
@@ -92,6 +92,7 @@ def run(*arguments: str) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:] and sys.argv[1] in CASES:
-        print(json.dumps(one_case(sys.argv[1])))
+        size = GPT2Config(n_layers=2, n_heads=4, d_model=64, d_vocab=1000) if sys.argv[2:] == ["tiny"] else GPT2Config()
+        print(json.dumps(one_case(sys.argv[1], size)))
     else:
         sys.exit(f"{__doc__}\nCASE is one of {', '.join(map(repr, CASES))}")

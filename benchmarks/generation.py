@@ -15,20 +15,20 @@ from pathlib import Path
 from time import perf_counter, thread_time
 
 import torch
-from instrument import SMALL
+from instrument import SMALL, TINY
 from measuring import HF, OURS, Row, circumstances, measure
 
-from interp_gpt2 import GPT2
+from interp_gpt2 import GPT2, GPT2Config
 from interp_gpt2.convert.huggingface import to_huggingface
 
 PROMPT, NEW = 15, 64
 TARGETS = {torch.float32: 1500, torch.bfloat16: 700}  # milliseconds
 
 
-def row_of(dtype: torch.dtype) -> Row:
-    model = GPT2(SMALL).eval().to(dtype)
+def row_of(config: GPT2Config, dtype: torch.dtype) -> Row:
+    model = GPT2(config).eval().to(dtype)
     hf_model = to_huggingface(model)
-    prompt = torch.randint(SMALL.d_vocab, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    prompt = torch.randint(config.d_vocab, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(prompt)
 
     def ours() -> torch.Tensor:
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every number here")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cpu-time", action="store_true", help="the CPU time of one thread, not the time on the clock")
+    parser.add_argument("--tiny", action="store_true", help="a model of 2 layers: only to see that everything runs")
     options = parser.parse_args()
     if options.cpu_time:
         torch.set_num_threads(1)
@@ -58,7 +59,7 @@ def main() -> None:
     print(f"| work | {OURS}, ms | {HF}, ms | ours divided by theirs | target |\n|---|---|---|---|---|")
     with torch.no_grad():
         for dtype in TARGETS:
-            result = measure(row_of(dtype), options.rounds, clock)
+            result = measure(row_of(TINY if options.tiny else SMALL, dtype), options.rounds, clock)
             results.append(result)
             ours, theirs = result.milliseconds[OURS], result.milliseconds[HF]
             print(f"| {result.row} | {ours:.0f} | {theirs:.0f} | {result.ratio[HF]:.2f} | {result.target} |", flush=True)

@@ -19,6 +19,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter, thread_time
@@ -37,17 +38,19 @@ from interp_gpt2.memory import keep_freed_memory
 
 SMALL = GPT2Config()
 TINY = GPT2Config(n_layers=2, n_heads=4, d_model=64, d_vocab=1000)
-WITH_RESULTS = [*default_hook_points(SMALL), "*.result"]
 SUBSETS: dict[str, tuple[Names, Part | None]] = {
     "nothing": ([], None),
-    "one layer's resid_post": (("resid_post", 6), None),
+    "one layer's resid_post": (("resid_post", -1), None),
     "every resid_post": ("*.resid_post", None),
     "every mlp.post": ("*.mlp.post", None),
     "every pattern": ("*.pattern", None),
     "everything, at the last token": (None, Part(pos_slice=-1)),
     "everything": (None, None),
-    "everything and per-head results": (WITH_RESULTS, None),
 }
+
+
+def with_results(config: GPT2Config) -> Names:
+    return [*default_hook_points(config), "*.result"]
 
 
 def tokens_of(config: GPT2Config, batch: int, pos: int) -> Tensor:
@@ -65,10 +68,10 @@ def rows_of_tiny() -> list[Row]:
     ]
 
 
-def rows_of_small() -> list[Row]:
+def rows_of_small(config: GPT2Config) -> list[Row]:
     """Forward passes and caches of a model in the published small size."""
-    model = GPT2(SMALL).eval()
-    peers, long, short = peers_of(model), tokens_of(SMALL, 4, 256), tokens_of(SMALL, 1, 15)
+    model = GPT2(config).eval()
+    peers, long, short = peers_of(model), tokens_of(config, 4, 256), tokens_of(config, 1, 15)
     return [
         Row("forward, 4 x 256 tokens", beside(peers, "forward", model, long), 1.02, HF),
         *rows_of_caches(model, long, peers),
@@ -76,15 +79,15 @@ def rows_of_small() -> list[Row]:
     ]
 
 
-def rows_with_freed_memory_kept() -> list[Row]:
+def rows_with_freed_memory_kept(config: GPT2Config) -> list[Row]:
     """The caches once more, in a process that reuses what it freed. That cannot be undone: the last rows."""
     keep_freed_memory()
-    model = GPT2(SMALL).eval()
-    return rows_of_caches(model, tokens_of(SMALL, 4, 256), peers_of(model)[:1], ", freed memory kept")
+    model = GPT2(config).eval()
+    return rows_of_caches(model, tokens_of(config, 4, 256), peers_of(model)[:1], ", freed memory kept")
 
 
 def rows_of_caches(model: GPT2, tokens: Tensor, peers: list, how: str = "") -> list[Row]:
-    forward = {OWN_FORWARD: lambda: model(tokens)}
+    forward, results = {OWN_FORWARD: lambda: model(tokens)}, with_results(model.config)
     return [
         Row(
             f"cache every activation, 4 x 256{how}",
@@ -95,7 +98,7 @@ def rows_of_caches(model: GPT2, tokens: Tensor, peers: list, how: str = "") -> l
         Row(
             f"the same with per-head results{how}",
             {
-                OURS: lambda: model.run_with_cache(tokens, WITH_RESULTS),
+                OURS: lambda: model.run_with_cache(tokens, results),
                 **forward,
                 **theirs(peers, "cache_with_results", tokens),
             },
@@ -115,14 +118,15 @@ def theirs(peers: list, what: str, tokens: Tensor) -> dict[str, Work]:
     return {name: lambda call=call: call(tokens) for name, call in calls.items() if call is not None}
 
 
-def subsets(rounds: int, clock: Clock) -> list[dict[str, Any]]:
+def subsets(config: GPT2Config, rounds: int, clock: Clock) -> list[dict[str, Any]]:
     """What a part of the cache costs: milliseconds, ratio to the own forward pass, and bytes kept."""
-    model, tokens = GPT2(SMALL).eval(), tokens_of(SMALL, 4, 256)
+    model, tokens = GPT2(config).eval(), tokens_of(config, 4, 256)
 
     def recorded(names: Names, keep: Part | None) -> Work:
         return lambda: model.run_with_cache(tokens, names, keep=keep)
 
-    calls = {name: recorded(*what) for name, what in SUBSETS.items()}
+    parts = SUBSETS | {"everything and per-head results": (with_results(config), None)}
+    calls = {name: recorded(*what) for name, what in parts.items()}
     kept = {name: footprint.bytes_of(call()[1].values()) for name, call in calls.items()}
     times = in_turn({OWN_FORWARD: lambda: model(tokens), **calls}, rounds, clock)
     return [
@@ -153,6 +157,7 @@ def main() -> None:
     parser.add_argument("--peers-only", action="store_true", help="only what others do too")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--cpu-time", action="store_true", help="the CPU time of one thread, not the time on the clock")
+    parser.add_argument("--tiny", action="store_true", help="a model of 2 layers: only to see that everything runs")
     options = parser.parse_args()
     if options.merge:
         sys.stdout.write(page.page([json.loads(path.read_text("utf-8")) for path in options.merge]))
@@ -161,13 +166,14 @@ def main() -> None:
     if options.cpu_time:
         torch.set_num_threads(1)
     run: dict[str, Any] = {"circumstances": circumstances(options.cpu_time)}
+    config = TINY if options.tiny else SMALL
     with torch.no_grad():
-        run["rows"] = table((rows_of_tiny, rows_of_small), options.rounds, clock)
+        run["rows"] = table((rows_of_tiny, partial(rows_of_small, config)), options.rounds, clock)
         if not options.peers_only:
-            run["subsets"] = subsets(options.rounds, clock)
-        run["rows"] += table((rows_with_freed_memory_kept,), options.rounds, clock)
+            run["subsets"] = subsets(config, options.rounds, clock)
+        run["rows"] += table((partial(rows_with_freed_memory_kept, config),), options.rounds, clock)
     if not options.peers_only:
-        run |= {"footprint": footprint.all_cases(), "imports": footprint.imports()}
+        run |= {"footprint": footprint.all_cases(options.tiny), "imports": footprint.imports(1 if options.tiny else 5)}
     sys.stdout.write(page.page([run]))
     if options.json:
         options.json.write_text(json.dumps(run, indent=2) + "\n", "utf-8")

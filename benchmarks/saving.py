@@ -100,11 +100,13 @@ def main() -> None:
     parser.add_argument("--tokens", default="4x256", help="sequences x positions in a step")
     parser.add_argument("--saves", type=int, default=3)
     parser.add_argument("--resumable", action="store_true", help="with the optimizer's state: three times the bytes")
+    parser.add_argument("--tiny", action="store_true", help="a model of 2 layers: only to see that everything runs")
     options = parser.parse_args()
     batch, n_ctx = map(int, options.tokens.split("x"))
     keep_freed_memory()
     config = TrainConfig(data="repeated-random", batch_size=batch, n_steps=10**6, checkpoints=CHECKPOINTS)
-    config = replace(config, model=GPT2Config(n_ctx=n_ctx))  # its vocabulary whole, though the data use little of it
+    shape = {"n_layers": 2, "n_heads": 4, "d_model": 64} if options.tiny else {}
+    config = replace(config, model=GPT2Config(n_ctx=n_ctx, **shape))  # its vocabulary whole, though the data use little of it
     source, machine = load_source(config.data), Machine.for_config(config)
     updates = new_updates(config, source, machine)
     with tempfile.TemporaryDirectory() as folder:

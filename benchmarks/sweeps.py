@@ -100,15 +100,16 @@ def processes(folder: Path, n: int, sequences: int, rounds: int) -> dict[str, An
     }
 
 
-def stacking(folder: Path, rounds: int) -> list[dict[str, Any]]:
+def stacking(folder: Path, n: int, rounds: int) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
-    return [stacking_of(folder, rounds, *shape) for shape in TINY]
+    return [stacking_of(folder, n, rounds, shape) for shape in TINY]
 
 
-def stacking_of(folder: Path, rounds: int, layers: int, heads: int, width: int, sequences: int, positions: int) -> dict[str, Any]:
+def stacking_of(folder: Path, n: int, rounds: int, shape: tuple[int, int, int, int, int]) -> dict[str, Any]:
+    layers, heads, width, sequences, positions = shape
     config = GPT2Config(n_layers=layers, n_heads=heads, d_model=width, d_vocab=64, n_ctx=positions)
     name = f"{layers} layers, d_model {width}, {sequences} x {positions}"
-    run, analysis = random_run(folder / name, config, N_TINY), LossByPosition(tokens_for(config, sequences, positions))
+    run, analysis = random_run(folder / name, config, n), LossByPosition(tokens_for(config, sequences, positions))
     models = [run.model(step) for step in run.steps[:32]]
     alone, together, ratios = [], [], []
 
@@ -129,7 +130,7 @@ def stacking_of(folder: Path, rounds: int, layers: int, heads: int, width: int, 
         together.append(seconds(lambda: measure_stacked(analysis, models)))
     whole = median(ratios[1:])
     return {"model": name, "whole": whole, "computing": median(alone[1:]) / median(together[1:]),
-            "milliseconds_a_model": 1000 * median(alone[1:]) / 32, "met": whole <= 1.02}  # fmt: skip
+            "milliseconds_a_model": 1000 * median(alone[1:]) / len(models), "met": whole <= 1.02}  # fmt: skip
 
 
 class Clocked(Analysis):
@@ -171,6 +172,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="processes,stacking,io")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--tiny", action="store_true", help="8 tiny models instead of 128: only to see that everything runs")
     args = parser.parse_args()
     wanted, found = args.only.split(","), {}
     with tempfile.TemporaryDirectory() as name:
@@ -185,7 +187,7 @@ def main() -> None:
             print(f"io: {one['share']:.1%} of a sweep is not computing (reading in turn would be "
                   f"{one['share_of_reading_if_in_turn']:.1%}): {'met' if one['met'] else 'MISSED'}")  # fmt: skip
         if "stacking" in wanted:
-            found["stacking"] = stacking(folder, args.rounds)
+            found["stacking"] = stacking(folder, 8 if args.tiny else N_TINY, args.rounds)
             for one in found["stacking"]:
                 print(f"stacking: {one['model']} ({one['milliseconds_a_model']:.2f} ms a model): computing "
                       f"{one['computing']:.2f}x, the sweep takes {one['whole']:.2f} of its time: "

@@ -1,8 +1,11 @@
-"""What the README says is so: its code runs, its commands exist, its hook points are the model's."""
+"""What the README says is so: its code runs, its commands exist, its hook points are the model's, its numbers were measured."""
 
 import os
 import re
+import runpy
 import shlex
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,17 +69,139 @@ def test_the_table_of_hook_points_is_the_models():
         assert shape == tuple(sizes[axis.strip()] for axis in shapes[name].strip("()").split(",")), name
 
 
-def test_the_table_of_speeds_is_the_measured_one():
-    measured = (ROOT / "benchmarks" / "RESULTS.md").read_text()
-    rows = [line for line in README.splitlines() if line.startswith(("| GPT-2 small", "| the same", "| 2 layers"))]
-    numbers = [number for row in rows for cell in row.split("|")[2:] for number in re.findall(r"\d[\d,.]*", cell)]
-    assert len(numbers) == 16
-    for number in numbers:
-        exact = float(number.replace(",", ""))
-        assert any(abs(float(found) - exact) <= 0.005 * exact + 0.005 for found in re.findall(r"\d+\.?\d*", measured)), number
-
-
 def test_files_that_the_readme_names_are_there():
     for name in re.findall(r"`([\w./-]+\.(?:md|ipynb|py|txt))`", README):
         assert (ROOT / name).exists() or name == "my-text.txt", name
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+# Every number in the README's prose and tables is in one of CLAIMS: words around it, as a regular expression, and a function of
+# the numbers that holds them against their source. What stands in code or is part of a name (GPT-2, float32) is no number.
+
+PROSE = re.sub(r"```.*?```|^ {4}.*?$|`[^`\n]*`", " ", README, flags=re.DOTALL | re.MULTILINE)
+PROSE = " ".join(PROSE.split())
+NUMBER = re.compile(r"(?<!\w)(?<!\w-)(?<!\d[.,])\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?(?!\w)")
+MS = r" \| ([\d.,]+) \| ?([\d.,]*)(?: \([a-z, ]+\))? \| ([\d.,]+) \|"  # three cells of the table of speeds
+
+
+def cells(page: str, first: str, number: int = 0) -> list[str]:
+    """A row of a table in benchmarks/, by how its first cell begins; of several the one of that number."""
+    lines = [line[1:-1].strip() for line in (ROOT / "benchmarks" / page).read_text().splitlines() if line.startswith("|")]
+    found = [row for row in (re.split(r" *\| *", line) for line in lines) if row[0].strip("* ").startswith(first)]
+    assert len(found) > number, f"{page} has {len(found)} rows that begin with {first!r}"
+    return found[number]
+
+
+def rounds_to(measured: str, said: str) -> bool:
+    """Whether what was measured, to as many digits as are said, is what is said."""
+    unit = 10 ** -len(said.partition(".")[2])
+    return abs(float(measured.replace(",", "")) - float(said.replace(",", ""))) <= 0.5 * unit + 1e-9
+
+
+def requires_python(version: str) -> bool:
+    return f'requires-python = ">={version}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def tested_with(version: str) -> bool:
+    """A version of TransformerLens that CI installs, or the beginning of one."""
+    pinned = re.search(r"^transformer-lens==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    other = re.search(r"'transformer-lens==(.*?)'", (ROOT / ".ci/run").read_text())
+    return any(f"{installed[1]}.".startswith(f"{version}.") for installed in (pinned, other))
+
+
+def measured_by_ci(*minutes: str) -> bool:
+    """.ci/run takes the three times, and check_times.py, which reads these words, fails where they are off by more than 2."""
+    claimed = runpy.run_path(str(ROOT / ".ci/check_times.py"))["claimed"]()
+    assert "python .ci/check_times.py demo=$demo tests=$tests installing=$installing" in (ROOT / ".ci/run").read_text()
+    return [60 * float(said) for said in minutes] == list(claimed.values())
+
+
+def heads_of_the_demo_are_in(previous_token: str, induction: str) -> bool:
+    from interp_gpt2 import Run
+    from interp_gpt2.analysis.attention_patterns import head_scores
+
+    run = Run(ROOT / "tests/data/study/demo-induction")
+    tokens = next(run.source().validation(run.config.n_ctx, 16))[:, :-1]
+    scores = head_scores(run.model(), tokens, ("previous_token", "induction"))
+    said = {"previous_token": previous_token, "induction": induction}
+    return all(scores[name].best[0].startswith(f"L{layer}H") for name, layer in said.items())
+
+
+def same_however_it_is_run(tolerance: str) -> bool:
+    """The contract's rows about recording, editing nothing, gradients, compiling and threads: all hold, and how far apart."""
+    rows = ("watching", "identity edit", "grad mode", "compiled", "threads reading", "threads editing")
+    held = [cells("CONTRACT.md", f"{row}**")[1] for row in rows]
+    apart = [float(worst) for cell in held for worst in re.findall(r"worst ([\d.e-]+)", cell)]
+    return all("hold" in cell and "fail" not in cell for cell in held) and max(apart) <= float(tolerance)
+
+
+def no_kill_lost(n: str) -> bool:
+    return all(said in cells("CRASHES.md", "kills")[1] for said in (f"{n} kills", "0 corrupt", "0 acknowledged lost"))
+
+
+def patching(theirs: str, ours: str, apart: str) -> bool:
+    """The first sweep, prompts that differ from their first token on, beside TransformerLens 4.3's."""
+    _, _, differ_at, _, seconds, _, lens, values, *_ = cells("PATCHING.md", "resid_pre", 2)
+    assert differ_at == "0"
+    same = max(map(float, values.split(";"))) <= float(apart)
+    return same and rounds_to(lens, theirs) and rounds_to(seconds.split()[0], ours)
+
+
+def speed(row: str, *said: str) -> bool:
+    """Milliseconds of ours, Hugging Face and TransformerLens 3.9, from the first of the two runs; "" is what is not said."""
+    measured = [re.split(r"; | \(", cell)[0] for cell in cells("RESULTS.md", row)[1:4]]
+    return all(rounds_to(exact, text) for exact, text in zip(measured, said, strict=True) if text)
+
+
+def speeds_of_gpt2_small(batch: str, pos: str, *said: str) -> bool:
+    caching = f"{batch} x {pos}"
+    rows = (f"forward, {caching} tokens", f"cache every activation, {caching}", "the same with per-head results")
+    return all(speed(row, *said[3 * i : 3 * i + 3]) for i, row in enumerate(rows))
+
+
+def speeds_of_two_layers(layers: str, width: str, batch: str, pos: str, *said: str) -> bool:
+    model, tokens = f"{layers} layers, d_model {width}", f"{batch} x {pos}"
+    return speed(f"{model}: forward, {tokens}", *said[:3]) and speed(f"{model}: cache every activation, {tokens}", *said[3:])
+
+
+CLAIMS: dict[str, Callable[..., bool]] = {
+    r"with Python (\S+) or newer": requires_python,
+    r"the demo takes (\S+) minutes and the tests take (\S+), after about (\S+) minutes of installing": measured_by_ci,
+    r"a previous-token head forms in layer (\d) and an induction head in layer (\d),": heads_of_the_demo_are_in,
+    r"results are the same \(to (\S+) in float32\) recorded or not": same_however_it_is_run,
+    r"(\S+) parameters at the small size": lambda said: f"{GPT2Config().n_params:,}" == said,
+    r"logits equal Hugging Face's to (\S+),": lambda said: float(cells("EXACTNESS.md", "as initialised")[2]) <= float(said),
+    r"equals TransformerLens (\S+)'s by name": tested_with,
+    r"\(batch, pos, (1)\)": lambda said: True,  # that table is held against the model above
+    r"survive kill -(\d) and": lambda said: int(said) == signal.SIGKILL,
+    r"(\S+) kills, none lost": no_kill_lost,
+    r"TransformerLens needs (\S+) s for takes (\S+) s, equal to whole passes within (\S+) \(": patching,
+    r"\((\S+) forward passes at the small size\)": lambda said: rounds_to(cells("PATCHING.md", "EAP")[1], said),
+    r"TransformerLens (\d) removed": tested_with,
+    r"both are tested: (\S+)'s own": tested_with,
+    r"Hugging Face \| TransformerLens (\S+) \|": tested_with,
+    rf"GPT-2 small, (\d) x (\d+) tokens: forward{MS} \| the same, caching every activation{MS}"
+    rf" \| the same, with per-head results{MS}": speeds_of_gpt2_small,
+    rf"GPT-2 small, (\d) x (\d+) tokens: forward{MS} \| \d+ layers": lambda batch, pos, *said: speed(
+        f"forward, {batch} x {pos} tokens", *said
+    ),
+    rf"(\d+) layers, d_model (\d+), (\d) x (\d+): forward{MS} \| the same, caching every activation{MS}": speeds_of_two_layers,
+    r"TransformerLens (\S+) and nnsight are in": tested_with,
+}
+
+
+def test_every_number_of_the_readme_has_a_source():
+    covered = {at for claim in CLAIMS for match in re.finditer(claim, PROSE) for i in range(len(match.groups()))
+               for at in range(*match.span(i + 1))}  # fmt: skip
+    bare = [match for match in NUMBER.finditer(PROSE) if not set(range(*match.span())) <= covered]
+    told = [f"{match[0]} in '... {PROSE[max(0, match.start() - 60) : match.end() + 40]} ...'" for match in bare]
+    assert not told, "numbers without a source; measure them and add them to CLAIMS:\n" + "\n".join(told)
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_number_of_the_readme_is_its_sources(claim):
+    found = list(re.finditer(claim, PROSE))
+    assert found, "the README no longer says it: take it out of CLAIMS"
+    for match in found:
+        assert CLAIMS[claim](*match.groups()), f"its source does not have what the README says: {match[0]!r}"
