@@ -31,8 +31,8 @@ class HeadScore:
     """One score of every head, (head,) or (layer, head), in float64.
 
     `uniform` is the score of a head attending evenly to k <= q on the same tokens, `n` the number of queries averaged
-    over, `stderr` the standard error with sequences as the units (NaN for a single sequence): queries of one sequence
-    are not independent.
+    over, `stderr` the standard error with the `n_sequences` that hold one as the units (NaN for a single one): queries of
+    one sequence are not independent.
     """
 
     metric: str
@@ -40,6 +40,7 @@ class HeadScore:
     stderr: Float[Tensor, "*layer head"]
     uniform: float
     n: int
+    n_sequences: int
 
     @property
     def best(self) -> tuple[str, float]:
@@ -280,10 +281,11 @@ class RepeatedSequenceScores(Analysis):
 
 def _rows(score: HeadScore) -> list[Row]:
     rows: list[Row] = [{"metric": f"{score.metric}_uniform", "value": score.uniform, "n": score.n}]
+    stderr = score.stderr.tolist()
     for layer, values in enumerate(score.value.tolist()):
         for head, value in enumerate(values):
             where = {"hook_point": f"blocks.{layer}.attn.pattern", "layer": layer, "head": head, "label": head_label(layer, head)}
-            measured = {"value": value, "n": score.n, **interval(value, float(score.stderr[layer, head]))}
+            measured = {"value": value, "n": score.n, **interval(value, stderr[layer][head], score.n_sequences)}
             rows.append({"metric": score.metric, **where, **measured})
     return rows
 
@@ -351,5 +353,6 @@ def _to_scores(
             why = "no token occurs twice in a sequence" if repeats else "no sequence has a second token"
             raise AnalysisError(f"no query qualifies for the {metric} score: {why}; pass longer sequences")
         value, stderr = ratio_of_sums(sums[i].transpose(-1, -2), n[i].double())
-        scores[metric] = HeadScore(metric, value, stderr, float(uniform[i].sum()) / n_queries, n_queries)
+        uniform_value, n_sequences = float(uniform[i].sum()) / n_queries, int((n[i] > 0).sum())
+        scores[metric] = HeadScore(metric, value, stderr, uniform_value, n_queries, n_sequences)
     return scores

@@ -72,7 +72,7 @@ def _rows(suffix: str, losses: Float[Tensor, "batch pos"]) -> list[Row]:
     found = in_context_learning_score(losses)
     n = found.n
     return [
-        {"metric": f"in_context_learning{suffix}", "value": found.score, "n": n, **interval(found.score, found.stderr)},
+        {"metric": f"in_context_learning{suffix}", "value": found.score, "n": n, **interval(found.score, found.stderr, n)},
         {"metric": f"early_loss{suffix}", "value": found.early, "n": n},
         {"metric": f"late_loss{suffix}", "value": found.late, "n": n},
     ]

@@ -147,7 +147,7 @@ class LocalLearningCoefficient(Analysis):
     def __call__(self, model: GPT2) -> list[Row]:
         found = model_learning_coefficient(model, self.tokens, self.settings, self.batch_size, self.n_beta)
         chains, n = found.chains, found.chains.excess.numel()
-        spread = {} if found.value is None else interval(found.value, found.stderr)
+        spread = {} if found.value is None else interval(found.value, found.stderr, len(chains.trace))
         trace = (found.n_beta * chains.trace).mean(0).tensor_split(10)
         known = {
             "llc_r_hat": chains.r_hat,

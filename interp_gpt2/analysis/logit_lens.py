@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp_gpt2.analysis.rows import Analysis, Row, interval, require_eval, standard_error
+from interp_gpt2.analysis.rows import Analysis, Row, mean_of, require_eval
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
 
@@ -181,8 +181,10 @@ class LensByLayer(Analysis):
     """Means of the lens over many sequences, a row for each layer and metric, with a 95 % interval over sequences.
 
     Metrics: "lens_loss" (nats per token, of the next token), "lens_top1" (share of next tokens ranked 0), "lens_rank",
-    "lens_kl" (nats, to the final layer) and "lens_entropy" (nats); beside them, once, "lens_loss_uniform" = ln d_vocab,
-    the loss of a model that knows nothing. `label` is the layer's: embed, L0, L1, ... ("embed" has no layer number).
+    "lens_kl" (nats, to the final layer) and "lens_entropy" (nats); beside them, once each, what a layer that knows nothing
+    has: "lens_loss_uniform" = "lens_entropy_uniform" = ln d_vocab, "lens_top1_uniform" = 1 / d_vocab, "lens_rank_uniform" =
+    (d_vocab - 1) / 2, and "lens_kl_uniform" = ln d_vocab less the final layer's entropy, its KL to even odds. `label` is the
+    layer's: embed, L0, L1, ... ("embed" has no layer number).
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -191,7 +193,15 @@ class LensByLayer(Analysis):
 
     def __call__(self, model: GPT2) -> list[Row]:
         lenses = [logit_lens(model, part, top_k=1) for part in self.tokens.split(self.batch_size)]
-        rows: list[Row] = [{"metric": "lens_loss_uniform", "value": math.log(model.config.d_vocab)}]
+        d_vocab, left_open = model.config.d_vocab, torch.cat([lens.entropy[-1] for lens in lenses])
+        knows_nothing = {
+            "lens_loss": math.log(d_vocab),
+            "lens_top1": 1 / d_vocab,
+            "lens_rank": (d_vocab - 1) / 2,
+            "lens_kl": math.log(d_vocab) - float(left_open.mean()),
+            "lens_entropy": math.log(d_vocab),
+        }
+        rows: list[Row] = [{"metric": f"{metric}_uniform", "value": value} for metric, value in knows_nothing.items()]
         measured = {
             "lens_loss": [-lens.target_log_probability[..., :-1] for lens in lenses],
             "lens_top1": [(lens.target_rank[..., :-1] == 0).double() for lens in lenses],
@@ -202,9 +212,7 @@ class LensByLayer(Analysis):
         for metric, parts in measured.items():
             values = torch.cat(parts, dim=1)  # (layer, batch, pos)
             for where, of_layer in zip(_places(lenses[0]), values, strict=True):
-                mean = float(of_layer.mean())
-                spread = interval(mean, standard_error(of_layer.mean(1)))
-                rows.append({"metric": metric, **where, "value": mean, "n": of_layer.numel(), **spread})
+                rows.append({"metric": metric, **where, **mean_of(of_layer)})
         return rows
 
 

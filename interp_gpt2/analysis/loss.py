@@ -112,9 +112,9 @@ class LossByPosition(StackableAnalysis):
         for suffix, losses in {"": measured, **{reference.suffix: reference.losses for reference in self.references}}.items():
             mean, by_position = mean_loss(losses, self.positions), loss_by_position(losses, self.positions)
             mean_row = {"metric": f"mean_loss{suffix}", "value": mean.loss, "n": mean.n_tokens}
-            rows.append({**mean_row, **interval(mean.loss, mean.stderr)})
+            rows.append({**mean_row, **interval(mean.loss, mean.stderr, mean.n)})
             found = zip(by_position.positions, by_position.loss.tolist(), by_position.stderr.tolist(), strict=True)
             for position, loss, stderr in found:
                 row = {"metric": f"loss{suffix}", "position": position, "value": loss, "n": by_position.n}
-                rows.append({**row, **interval(loss, stderr)})
+                rows.append({**row, **interval(loss, stderr, by_position.n)})
         return rows

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp_gpt2.analysis.logit_lens import lens_log_probabilities, logit_chunks, residual_streams
 from interp_gpt2.analysis.references import Predictor, predictors
-from interp_gpt2.analysis.rows import Analysis, Row, interval, standard_error
+from interp_gpt2.analysis.rows import Analysis, Row, mean_of
 from interp_gpt2.data.source import Source
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
@@ -85,9 +85,7 @@ class NGramAgreement(Analysis):
         rows: list[Row] = []
         for metric, values in (("agreement_kl", found.kl), ("agreement_top1", found.same_top)):
             for name, of_one in zip(found.names, values, strict=True):
-                mean = float(of_one.mean())
-                spread = interval(mean, standard_error(of_one.mean(1)))
-                rows.append({"metric": metric, "label": name, "value": mean, "n": of_one.numel(), **spread})
+                rows.append({"metric": metric, "label": name, **mean_of(of_one)})
         for name, of_one in zip(found.names, found.kl_uniform, strict=True):
             rows.append({"metric": "agreement_kl_uniform", "label": name, "value": float(of_one.mean()), "n": of_one.numel()})
         return rows

@@ -113,12 +113,16 @@ def token_classes(source: Source, tokens: Int[Tensor, "batch pos+1"]) -> TokenCl
 
 @dataclass(frozen=True, eq=False)
 class ClassLoss:
-    """Mean loss of each class's predictions in nats, its standard error over sequences (NaN of fewer than two), how many."""
+    """Mean loss of each class's predictions in nats, its standard error over sequences (NaN of fewer than two), how many.
+
+    `n_sequences` hold a member each: the units of the standard error.
+    """
 
     names: tuple[str, ...]
     loss: Float[Tensor, "class"]
     stderr: Float[Tensor, "class"]
     n: Int[Tensor, "class"]
+    n_sequences: Int[Tensor, "class"]
 
 
 def loss_by_class(losses: Float[Tensor, "batch pos"], classes: TokenClasses) -> ClassLoss:
@@ -131,7 +135,7 @@ def loss_by_class(losses: Float[Tensor, "batch pos"], classes: TokenClasses) -> 
     counts = classes.members.sum(-1)  # (class, batch)
     sums = torch.where(classes.members, losses, 0).sum(-1)
     loss, stderr = ratio_of_sums(sums, counts.double())
-    return ClassLoss(classes.names, loss, stderr, counts.sum(-1))
+    return ClassLoss(classes.names, loss, stderr, counts.sum(-1), (counts > 0).sum(-1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,8 +165,9 @@ class LossByTokenClass(Analysis):
 
 def _rows(metric: str, losses: Float[Tensor, "batch pos"], classes: TokenClasses) -> list[Row]:
     found = loss_by_class(losses, classes)
+    columns = (found.loss, found.stderr, found.n, found.n_sequences)
     return [
-        {"metric": metric, "label": name, "value": value, "n": n, **interval(value, stderr)}
-        for name, value, stderr, n in zip(found.names, found.loss.tolist(), found.stderr.tolist(), found.n.tolist(), strict=True)
+        {"metric": metric, "label": name, "value": value, "n": n, **interval(value, stderr, units)}
+        for name, value, stderr, n, units in zip(found.names, *(column.tolist() for column in columns), strict=True)
         if n
     ]

@@ -9,7 +9,8 @@ with the model fixed; it starts from A = 0, b = 0, the logit lens. Belrose et al
 Transformers with the Tuned Lens". What it finds is what an affine map *can* find in a stream, not what the model does with it.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp_gpt2.analysis.logit_lens import LogitLens, logit_lens_of, next_tokens, residual_streams, stream_labels
-from interp_gpt2.analysis.rows import Z_95, Analysis, Row, interval, require_eval, standard_error
+from interp_gpt2.analysis.rows import Analysis, Row, mean_of, reach_95, require_eval, standard_error
 from interp_gpt2.analysis.sequences import OWN_DRAWS
 from interp_gpt2.data.source import Source
 from interp_gpt2.errors import AnalysisError, ConfigError
@@ -76,7 +77,14 @@ def fit_tuned_lens(model: GPT2, tokens: Int[Tensor, "batch pos"], training: Lens
 
     The same model, tokens and settings give the same lens (on the same versions and device). Logits of one layer's
     `n_positions` exist at a time. Raises AnalysisError for a model without layers, or if the loss is not finite.
+    `stored.tuned_lens_of_store` reads the streams from disk instead.
     """
+    parts = batches_of(len(tokens), tokens.shape[1], training)
+    return fit_lens(model, (residual_streams(model, tokens[part]).flatten(1, 2) for part in parts), training)
+
+
+def fit_lens(model: GPT2, batches: Iterable[Float[Tensor, "layer+1 pos d_model"]], training: LensTraining) -> TunedLens:
+    """The same on the streams of these positions, a batch for each step. Of more than `n_positions` the first are taken."""
     require_eval(model)
     n_layers, d_model = model.config.n_layers, model.config.d_model
     if n_layers == 0:
@@ -85,10 +93,10 @@ def fit_tuned_lens(model: GPT2, tokens: Int[Tensor, "batch pos"], training: Lens
     b = torch.zeros(n_layers, d_model, device=model.device)
     lens = TunedLens(A.requires_grad_(), b.requires_grad_())
     optimizer = torch.optim.Adam([A, b], lr=training.lr, betas=(0.9, 0.99))
-    for step, part in enumerate(_batches(tokens, training)):
+    for step, streams in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = training.lr * (1 - step / training.n_steps)
-        streams = residual_streams(model, part).flatten(1, 2)[:, : training.n_positions]
+        streams = streams[:, : training.n_positions]
         with torch.no_grad():
             final = model.unembed(streams[-1]).float().log_softmax(-1)
         A.grad, b.grad = torch.zeros_like(A), torch.zeros_like(b)
@@ -107,11 +115,12 @@ def fit_tuned_lens(model: GPT2, tokens: Int[Tensor, "batch pos"], training: Lens
     return TunedLens(A.detach(), b.detach())
 
 
-def _batches(tokens: Int[Tensor, "batch pos"], training: LensTraining) -> Iterator[Int[Tensor, "some pos"]]:
-    n = min(len(tokens), -(-training.n_positions // tokens.shape[1]))
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(training.seed))
+def batches_of(n_sequences: int, n_pos: int, training: LensTraining) -> Iterator[Int[Tensor, "some"]]:
+    """Which sequences each step sees: all of them in a random order, and again where they are too few."""
+    n = min(n_sequences, -(-training.n_positions // n_pos))
+    order = torch.randperm(n_sequences, generator=torch.Generator().manual_seed(training.seed))
     for step in range(training.n_steps):
-        yield tokens[order[torch.arange(step * n, (step + 1) * n) % len(tokens)]]
+        yield order[torch.arange(step * n, (step + 1) * n) % n_sequences]
 
 
 def tuned_lens(
@@ -144,18 +153,19 @@ def settling_depth(top_tokens: Int[Tensor, "layer batch pos"]) -> Int[Tensor, "b
 class LensComparison:
     """Both lenses on the same positions: mean KL(output || lens) of each stream but the last, in nats.
 
-    `stderr` is that of the difference, sequences as units.
+    `stderr` is that of the difference, with the `n_sequences` as units.
     """
 
     labels: tuple[str, ...]
     logit_kl: Float[Tensor, "layer"]
     tuned_kl: Float[Tensor, "layer"]
     stderr: Float[Tensor, "layer"]
+    n_sequences: float = math.inf
 
     @property
     def not_better(self) -> tuple[str, ...]:
         """Layers where the tuned lens is not nearer to the output beyond chance (a one-sided 97.5 % bound)."""
-        better = self.tuned_kl + Z_95 * self.stderr < self.logit_kl
+        better = self.tuned_kl + reach_95(self.n_sequences) * self.stderr < self.logit_kl
         return tuple(label for label, held in zip(self.labels, better.tolist(), strict=True) if not held)
 
     @property
@@ -174,7 +184,8 @@ def compare_lenses(logit: LogitLens, tuned: LogitLens) -> LensComparison:
     """The two lenses' KL by layer, from both of them on the same held-out tokens."""
     difference = (tuned.kl - logit.kl)[:-1].mean(2)  # (layer, batch)
     stderr = torch.tensor([standard_error(of_layer) for of_layer in difference], dtype=torch.float64)
-    return LensComparison(logit.labels[:-1], logit.kl[:-1].mean((1, 2)), tuned.kl[:-1].mean((1, 2)), stderr)
+    means = (lens.kl[:-1].mean((1, 2)) for lens in (logit, tuned))
+    return LensComparison(logit.labels[:-1], *means, stderr, difference.shape[1])
 
 
 def lens_rows(model: GPT2, lens: TunedLens, tokens: Int[Tensor, "batch pos"], batch_size: int = 16) -> list[Row]:
@@ -207,18 +218,12 @@ def lens_rows(model: GPT2, lens: TunedLens, tokens: Int[Tensor, "batch pos"], ba
     for metric, values in measured.items():
         for i, (label, hook_point) in enumerate(zip(logit[0].labels, logit[0].hook_points, strict=True)):
             where = {"hook_point": hook_point, "label": label} | ({"layer": i - 1} if i else {})
-            rows.append({"metric": metric, **where, **_mean(values[i])})
+            rows.append({"metric": metric, **where, **mean_of(values[i])})
     for metric, top in (("lens_settling_depth", tops), ("tuned_settling_depth", tuned_tops)):
-        rows.append({"metric": metric, **_mean(settling_depth(top).double())})
+        rows.append({"metric": metric, **mean_of(settling_depth(top).double())})
     rows.append({"metric": "settling_depth_last", "value": model.config.n_layers})
-    difference = (tuned_kl - kl)[:-1].mean(2)
-    bounds = [float(of_layer.mean()) + Z_95 * standard_error(of_layer) for of_layer in difference]
+    bounds = [mean_of(of_layer).get("high", math.nan) for of_layer in (tuned_kl - kl)[:-1]]
     return [*rows, {"metric": "tuned_not_better", "value": sum(not bound < 0 for bound in bounds), "n": len(bounds)}]
-
-
-def _mean(values: Float[Tensor, "batch pos"]) -> dict[str, float]:
-    mean = float(values.mean())
-    return {"value": mean, "n": values.numel(), **interval(mean, standard_error(values.mean(1)))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,10 +269,10 @@ class SettlingDepth(Analysis):
         lenses = [logit_lens_of(model, residual_streams(model, part), next_tokens(part), 1) for part in parts]
         depth = settling_depth(torch.cat([lens.top_tokens[..., 0] for lens in lenses], 1))
         rows: list[Row] = [
-            {"metric": "lens_settling_depth", **_mean(depth.double())},
+            {"metric": "lens_settling_depth", **mean_of(depth.double())},
             {"metric": "settling_depth_last", "value": model.config.n_layers},
         ]
         for i, (label, hook_point) in enumerate(zip(lenses[0].labels, lenses[0].hook_points, strict=True)):
             where = {"hook_point": hook_point, "label": label} | ({"layer": i - 1} if i else {})
-            rows.append({"metric": "lens_settled", **where, **_mean((depth <= i).double())})
+            rows.append({"metric": "lens_settled", **where, **mean_of((depth <= i).double())})
         return rows

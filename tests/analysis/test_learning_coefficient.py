@@ -55,6 +55,25 @@ def test_degenerate_losses_count_less_than_half_their_directions(d, function, co
     assert found.chains.r_hat < 1.1
 
 
+def test_a_deep_linear_network_has_its_posteriors_own_coefficient():
+    """|AB|^2 / 2 of two 2 x 2 matrices at 0, of 8 parameters: 3 / 2 where all is small (Aoyagi and Watanabe 2005).
+
+    With gamma what the chain must find is exact: B integrates out, E[n_beta L] = E_A[w tr(n_beta A'A P^-1)] / E_A[w] with
+    P = n_beta A'A + gamma and w = 1 / det P, over A of precision gamma.
+    """
+    gamma = 10.0
+    found = learning_coefficient(
+        zeros(8), exact(lambda w: (w[:4].view(2, 2) @ w[4:].view(2, 2)).square().sum() / 2), N_BETA, long(3e-4, gamma)
+    )
+    A = torch.randn(100_000, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / gamma**0.5
+    P = N_BETA * A.mT @ A + gamma * torch.eye(2, dtype=torch.float64)
+    w = 1 / torch.linalg.det(P)
+    expected = float((w * (2 - gamma * torch.linalg.inv(P).diagonal(dim1=1, dim2=2).sum(1))).sum() / w.sum())
+    assert expected == pytest.approx(1.155, abs=0.01)
+    assert found.value == pytest.approx(expected, abs=4 * found.stderr + 0.05)
+    assert found.value < 0.4 * found.regular
+
+
 def test_minibatches_are_measured_against_the_same_batch_at_the_start():
     """Samples whose loss at w* differs widely: without pairing, their spread would drown the excess."""
     offsets = 100 * torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -127,6 +146,8 @@ def test_rows_have_the_diagnostics_and_no_value_where_chains_left():
     short = {"n_chains": 2, "n_draws": 20, "n_burn_in": 20}
     rows = {row["metric"]: row for row in LocalLearningCoefficient(tokens, Langevin(1e-5, **short))(model)}
     assert rows["llc"]["low"] < rows["llc"]["value"] < rows["llc"]["high"]
+    found = model_learning_coefficient(model, tokens, Langevin(1e-5, **short))
+    assert rows["llc"]["high"] - found.value == pytest.approx(12.706 * found.stderr, rel=1e-3), "two chains: t, 1 degree"
     assert {"llc_r_hat", "llc_acceptance", "llc_below_start", "llc_drift", "llc_regular", "llc_trace"} <= set(rows)
     assert rows["llc_diverged"]["value"] == 0
     rows = {row["metric"]: row for row in LocalLearningCoefficient(tokens, Langevin(10.0, **short))(model)}

@@ -168,9 +168,34 @@ def test_rows_by_layer_average_the_lens(model, tokens, lens):
         row = rows["lens_loss", label]
         assert row["value"] == pytest.approx(float(loss.mean()), abs=1e-6)
         assert row["n"] == 4 * 8
-        assert row["high"] - row["value"] == pytest.approx(1.96 * float(loss.mean(1).std()) / 2, rel=1e-3)
+        assert row["high"] - row["value"] == pytest.approx(3.18245 * float(loss.mean(1).std()) / 2, rel=1e-3)  # t, 3 degrees
     final = torch.nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     assert rows["lens_loss", "L2"]["value"] == pytest.approx(final.item(), abs=1e-5)
+    log_probs = model(tokens).log_softmax(-1)
+    to_even_odds = torch.nn.functional.kl_div(torch.full_like(log_probs, 1 / D_VOCAB).log(), log_probs, log_target=True,
+                                              reduction="none").sum(-1).mean()  # fmt: skip
+    assert rows["lens_kl_uniform", None]["value"] == pytest.approx(to_even_odds.item(), abs=1e-5)
+    assert rows["lens_top1_uniform", None]["value"] == 1 / D_VOCAB
+    assert rows["lens_rank_uniform", None]["value"] == (D_VOCAB - 1) / 2
+
+
+def test_a_lens_that_knows_nothing_scores_its_yardsticks():
+    """No layers and no embeddings: even odds everywhere, and ranks that follow the ids."""
+    model = GPT2(GPT2Config(n_layers=0, n_heads=1, d_model=8, d_vocab=D_VOCAB, n_ctx=12)).eval()
+    with torch.no_grad():
+        model.wte.weight.zero_()
+    tokens = torch.arange(D_VOCAB)[None].repeat(3, 1)  # predicts 1 to 10, once each
+    rows = {(row["metric"], row.get("label")): row["value"] for row in LensByLayer(tokens)(model)}
+    for metric in ("lens_loss", "lens_kl", "lens_entropy"):
+        assert rows[metric, "embed"] == pytest.approx(rows[f"{metric}_uniform", None], abs=1e-12)
+
+
+def test_a_context_of_one_token_predicts_nothing_and_says_so():
+    model = GPT2(GPT2Config(n_layers=1, n_heads=1, d_model=8, d_vocab=D_VOCAB, n_ctx=1)).eval()
+    rows = {(row["metric"], row.get("label")): row for row in LensByLayer(torch.zeros(3, 1, dtype=torch.long))(model)}
+    assert "value" not in rows["lens_loss", "L0"]
+    assert rows["lens_loss", "L0"]["n"] == 0
+    assert rows["lens_kl", "L0"]["value"] == 0
 
 
 def test_rows_of_one_sequence_have_no_interval(model, tokens):

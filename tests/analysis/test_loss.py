@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from interp_gpt2.analysis.loss import LossByPosition, loss_by_position, mean_loss, token_losses
+from interp_gpt2.analysis.rows import reach_95
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import AnalysisError, TokenError
 from interp_gpt2.model import GPT2
@@ -61,7 +62,7 @@ def test_rows_say_the_same(model, tokens):
     mean = mean_loss(losses, (4, 7))
     assert rows[0] == {"metric": "loss_uniform", "value": math.log(7)}
     assert rows[1]["value"] == mean.loss
-    assert rows[1]["high"] - rows[1]["low"] == pytest.approx(2 * 1.96 * mean.stderr, rel=1e-4)
+    assert rows[1]["high"] - rows[1]["low"] == pytest.approx(2 * reach_95(mean.n) * mean.stderr)
     assert [(row["position"], row["value"]) for row in rows[2:]] == [
         (4, pytest.approx(float(losses[:, 4].mean()))),
         (7, pytest.approx(float(losses[:, 7].mean()))),

@@ -80,6 +80,8 @@ def test_the_verdict_names_layers_where_it_is_no_better():
     found = LensComparison(("embed", "L0"), torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.49]), torch.tensor([0.01, 0.02]))
     assert found.not_better == ("L0",)
     assert "NOT nearer to the output at L0 (0.4900 nats, logit lens 0.5000)" in found.verdict
+    few = LensComparison(("embed",), torch.tensor([1.0]), torch.tensor([0.9]), torch.tensor([0.03]), n_sequences=2)
+    assert few.not_better == ("embed",), "two sequences reach 12.7 standard errors, 1.96 would do"
     unknown = LensComparison(("embed",), torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([math.nan]))
     assert unknown.not_better == ("embed",), "one sequence has no spread to judge by"
 
