@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from interp_gpt2.analysis.classification import average_ranks
-from interp_gpt2.analysis.rows import Z_95
+from interp_gpt2.analysis.classification import average_ranks, share_interval
 from interp_gpt2.errors import AnalysisError
 
 
 @dataclass(frozen=True)
 class AurocInterval:
-    """An AUROC with its standard error, and a 95 % interval that is symmetric in its logit and so stays within 0 and 1."""
+    """An AUROC with its standard error, and a 95 % interval that is symmetric in its logit and so stays within 0 and 1.
+
+    NaN, but for the AUROC, where there are too few documents for them.
+    """
 
     auroc: float
     stderr: float
@@ -32,21 +34,23 @@ def delong(
 ) -> AurocInterval:
     """AUROC of `values` for `positive`, its standard error over documents (None: over tokens, as if they were independent).
 
-    Raises AnalysisError without two documents that hold positives and two that hold negatives, or for a value that is not
-    finite.
+    The interval is `share_interval`'s, of as many documents as have positives, or negatives where these are fewer.
+
+    Without two documents that hold positives and two that hold negatives there is no interval. Raises AnalysisError without a
+    positive and a negative, or for a value that is not finite.
     """
     clusters = np.arange(len(values)) if documents is None else np.unique(documents, return_inverse=True)[1]
     kinds = [clusters[positive], clusters[~positive]]
     n_with = [len(np.unique(kind)) for kind in kinds]
-    if min(n_with) < 2:
-        raise AnalysisError(
-            f"an interval needs two documents with positives and two with negatives; there are {n_with[0]} and {n_with[1]}"
-        )
+    if not min(n_with):
+        raise AnalysisError(f"AUROC needs positives and negatives; there are {len(kinds[0])} and {len(kinds[1])}")
     n_positive, n_negative = (len(kind) for kind in kinds)
     ranks = average_ranks(values[:, None])[:, 0]
     above = (ranks[positive] - average_ranks(values[positive, None])[:, 0]) / n_negative  # of negatives, for each positive
     below = 1 - (ranks[~positive] - average_ranks(values[~positive, None])[:, 0]) / n_positive
     auroc = float(above.mean())
+    if min(n_with) < 2:
+        return AurocInterval(auroc, math.nan, math.nan, math.nan, len(values))
     n_clusters = int(clusters.max()) + 1
     of_positives, of_negatives = (  # a document's sum, less what it would be if its tokens were like all others
         np.bincount(kind, parts - auroc, n_clusters) for kind, parts in zip(kinds, (above, below), strict=True)
@@ -55,12 +59,4 @@ def delong(
     variance += n_with[1] / (n_with[1] - 1) * float(of_negatives @ of_negatives) / n_negative**2
     variance += 2 * n_clusters / (n_clusters - 1) * float(of_positives @ of_negatives) / (n_positive * n_negative)
     stderr = math.sqrt(max(variance, 0.0))
-    return AurocInterval(auroc, stderr, *_within_0_and_1(auroc, stderr), len(values))
-
-
-def _within_0_and_1(auroc: float, stderr: float) -> tuple[float, float]:
-    if not 0 < auroc < 1:
-        return auroc, auroc
-    middle, reach = math.log(auroc / (1 - auroc)), Z_95 * stderr / (auroc * (1 - auroc))
-    low, high = (1 / (1 + math.exp(-min(max(middle + sign * reach, -700.0), 700.0))) for sign in (-1, 1))
-    return low, high
+    return AurocInterval(auroc, stderr, *share_interval(auroc, stderr, min(n_with)), len(values))

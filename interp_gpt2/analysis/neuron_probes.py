@@ -4,6 +4,7 @@ The neuron that tells a label best is the best of thousands, so that it is chose
 documents; and the same choice for a control task, a random class for each token id, is its yardstick.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from interp_gpt2.analysis.delong import AurocInterval, delong
 from interp_gpt2.analysis.neuron_auroc import BinaryLabels, NeuronAurocs, exact_aurocs
 from interp_gpt2.analysis.probe_sets import UNLABELLED, ProbeSet
 from interp_gpt2.analysis.rows import Analysis, Row
-from interp_gpt2.analysis.windows import Batch, Windows, columns_of, neuron_layers
+from interp_gpt2.analysis.windows import Batch, Windows, columns_of, neuron_layers, of_these_tokens
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
 
@@ -23,7 +24,8 @@ from interp_gpt2.model import GPT2
 class LayerProbes:
     """Every neuron of one layer as a probe: `train` holds the AUROC of all, `tested` that of each label's best on test text.
 
-    `tested` is of sign x activation, so that above 0.5 means as in training; its intervals are over documents.
+    `tested` is of sign x activation, so that above 0.5 means as in training; its intervals are over documents, and there are
+    none for a label that one test document alone has (or lacks).
     """
 
     train: NeuronAurocs
@@ -48,13 +50,13 @@ def halves(data: ProbeSet) -> tuple[BinaryLabels, BinaryLabels]:
 def layer_probes(batches: Iterable[Batch], data: ProbeSet) -> LayerProbes:
     """One layer's neurons, from batches of the real tokens' activations in order (a live model's or a store's).
 
-    Exact; holds the whole layer once, 4 bytes x neurons x tokens. Raises AnalysisError for batches of another number of
-    tokens, a label with one class, or activations that are not finite.
+    Exact; holds the whole layer once, 4 bytes x neurons x tokens. Raises AnalysisError for batches of other tokens or another
+    number of them, a label with one class, or activations that are not finite.
     """
     if not data.labels:
         raise AnalysisError(f"the probe set has no labels: {dict(data.skipped)}")
     windows = Windows.of_probe_set(data)
-    columns = columns_of(batches, windows.n_tokens)
+    columns = columns_of(of_these_tokens(batches, windows.tokens[windows.real]), windows.n_tokens)
     train, test = halves(data)
     found = exact_aurocs(columns, train)
     documents = windows.token_documents.numpy()[test.counted]
@@ -109,4 +111,5 @@ class NeuronProbes(Analysis):
 
 
 def _row(metric: str, where: Row, found: AurocInterval) -> Row:
-    return {"metric": metric, **where, "value": found.auroc, "n": found.n, "low": found.low, "high": found.high}
+    row = {"metric": metric, **where, "value": found.auroc, "n": found.n}
+    return row if math.isnan(found.stderr) else row | {"low": found.low, "high": found.high}

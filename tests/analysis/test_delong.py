@@ -52,9 +52,13 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     assert np.mean([one.low <= truth <= one.high for one in naive]) < 0.9
 
 
-def test_a_perfect_score_has_an_interval_of_itself_and_too_few_documents_none() -> None:
+def test_a_perfect_score_of_few_documents_is_not_certain_and_too_few_have_no_interval() -> None:
     positive, documents = np.arange(8) % 2 == 1, np.arange(8) // 2
-    found = delong(positive.astype(float), positive, documents)
-    assert (found.auroc, found.low, found.high) == (1, 1, 1)
-    with pytest.raises(AnalysisError, match="there are 1 and 4"):
-        delong(np.arange(8.0), np.arange(8) == 3, documents)
+    for sign, ends in ((1, (0.025**0.25, 1)), (-1, (0, 1 - 0.025**0.25))):
+        found = delong(sign * positive.astype(float), positive, documents)
+        assert (found.auroc, found.low, found.high) == ((sign + 1) / 2, *map(pytest.approx, ends))
+    alone = delong(np.arange(8.0), np.arange(8) == 3, documents)
+    assert alone.auroc == pytest.approx(3 / 7)
+    assert np.isnan([alone.stderr, alone.low, alone.high]).all()
+    with pytest.raises(AnalysisError, match="there are 0 and 8"):
+        delong(np.arange(8.0), np.arange(8) == 9, documents)

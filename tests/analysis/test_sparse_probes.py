@@ -172,6 +172,18 @@ def test_rows_put_every_label_beside_its_control_task(with_controls: ProbeSet, m
         assert by[f"sparse_probe_{k}_selectivity", 1, "digit"] == found[0] - found[1]
 
 
+def test_a_label_in_one_test_document_alone_has_no_interval_and_takes_nothing_from_the_others(data, model) -> None:
+    one = data.documents == data.documents[data.is_test][0]
+    rare = data.label("digit")
+    labels = rare.labels * (one | ~data.is_test)[:, None] if bool((rare.labels[one] == 1).any()) else None
+    assert labels is not None
+    both = replace(data, labels=(replace(rare, labels=labels), data.label(QUOTES)))
+    rows = {(row["metric"], row["layer"], row["label"]): row for row in NeuronProbes(both)(model)}
+    assert "low" not in rows["neuron_probe_auroc", 0, "digit"]
+    assert 0 < rows["neuron_probe_auroc", 0, "digit"]["value"] <= 1
+    assert rows["neuron_probe_auroc", 0, QUOTES]["low"] < rows["neuron_probe_auroc", 0, QUOTES]["high"]
+
+
 def test_a_store_serves_as_a_live_model_does(data: ProbeSet, model: GPT2, tmp_path: Path) -> None:
     texts = Texts.of(data.tokens, data.lengths, data.documents)
     store = create_store(tmp_path / "store", model, texts, Recording(["*mlp.post"], "float32", shard_bytes=100_000))
