@@ -11,16 +11,20 @@ import torch
 from interp_gpt2.analysis.attention_patterns import head_label
 from interp_gpt2.analysis.circuits import Compositions, CompositionScores, compositions, full_ov_copying_scores, ov_copying_scores
 from interp_gpt2.analysis.rows import Analysis, Row
+from interp_gpt2.analysis.untrained import untrained_like
 from interp_gpt2.errors import AnalysisError
-from interp_gpt2.folding import fold_layer_norm
+from interp_gpt2.folding import center_unembed, fold_layer_norm
 from interp_gpt2.model import GPT2
 
 MOST_PAIRS = 1024  # of heads whose every pair has a row; a 124M model has 9,504 pairs, of which the largest are kept
 
 
 def folded(model: GPT2) -> GPT2:
-    """The same function with the gains of layer norms in the weights, which then say by themselves what a head reads."""
-    return fold_layer_norm(model) if model.config.layer_norm else model
+    """The same predictions with the gains of layer norms in the weights, which then say by themselves what a head reads.
+
+    The mean over the vocabulary is taken out of the unembedding: a head that raises all tokens alike raises none.
+    """
+    return center_unembed(fold_layer_norm(model) if model.config.layer_norm else model)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +32,8 @@ class HeadCopying(Analysis):
     """`full_ov_copying_scores` and `ov_copying_scores` for a sweep, with layer norms folded in.
 
     Rows "copying" (tokens to logits) and "ov_copying" (stream to stream) for each head, in [-1, 1]; beside each, for want of
-    an interval, "copying_random_std" = 3 / (2 d_head): how far from 0 heads of random weights lie.
+    an interval, how far from 0 heads of random weights lie: "copying_random_std", measured between this model's embeddings,
+    and "ov_copying_random_std" = 3 / (2 d_head).
     """
 
     name: str = "head_copying"
@@ -51,16 +56,18 @@ class HeadComposition(Analysis):
     reading head's layer and head; where there are more than 1,024 pairs, for the largest 1,024 of each kind.
     "k_composition_max" and its like: for each reading head the largest over the heads before it, so that every head has a
     curve over training. In [0, 1]; "composition_unrelated" is the root mean square of pairs that read and write in unrelated
-    directions. Of several hundred pairs the largest lies above that by chance alone.
+    directions. Of many pairs the largest lies above that by chance: "k_composition_max_untrained" is the same maximum in an
+    untrained model, mean over the heads of each layer.
     """
 
     name: str = "head_composition"
 
     def __call__(self, model: GPT2) -> list[Row]:
-        found = compositions(_with_heads(model))
+        found, by_chance = compositions(_with_heads(model)), compositions(folded(untrained_like(model)))
         rows: list[Row] = [{"metric": "composition_unrelated", "value": found.q.unrelated}]
         for way in ("q", "k", "v"):
             rows += _pairs(way, found) + _largest(way, getattr(found, way))
+            rows += _largest_by_chance(way, getattr(by_chance, way))
         return rows
 
 
@@ -95,6 +102,15 @@ def _pairs(way: str, found: Compositions) -> list[Row]:
             "value": _known(value),
         }
         for (l1, h1, l2, h2), value in zip(pairs.tolist(), values, strict=True)
+    ]
+
+
+def _largest_by_chance(way: str, scores: CompositionScores) -> list[Row]:
+    by_layer = scores.values.flatten(0, 1).amax(0).mean(1).tolist()
+    return [
+        {"metric": f"{way}_composition_max_untrained", "layer": layer, "value": value}
+        for layer, value in enumerate(by_layer)
+        if layer
     ]
 
 

@@ -144,8 +144,7 @@ class LayerSimilarity(Analysis):
 
     def __call__(self, model: GPT2) -> list[Row]:
         streams = stream_rows(model, self.tokens)
-        labels = stream_labels(model.config.n_layers)
-        k = min(self.k, model.config.d_model)
+        labels, k = stream_labels(model.config.n_layers), _at_most(self.k, streams)
         rows: list[Row] = [{"metric": "subspace_overlap_unrelated", "value": k / model.config.d_model}]
         for i in range(len(streams)):
             for j in range(i + 1, len(streams)):
@@ -176,11 +175,16 @@ class SimilarityTo(Analysis):
         streams = stream_rows(model, self.tokens)
         if len(streams) != len(self.reference):
             raise AnalysisError(f"the reference has {len(self.reference)} streams, this model {len(streams)}")
-        k = min(self.k, model.config.d_model)
+        k = _at_most(self.k, streams)
         rows: list[Row] = [{"metric": "subspace_overlap_unrelated", "value": k / model.config.d_model}]
         for i, label in enumerate(stream_labels(model.config.n_layers)):
             rows += _similarity(self.reference[i], streams[i], k, _place(i, model) | {"label": f"{label}~{label} of {self.of}"})
         return rows
+
+
+def _at_most(k: int, streams: Float[Tensor, "layer n d_model"]) -> int:
+    """So few tokens, or so narrow a stream, have fewer principal directions."""
+    return min(k, streams.shape[-1], streams.shape[1] - 1)
 
 
 def _place(stream: int, model: GPT2) -> Row:

@@ -1,6 +1,7 @@
 """How large weights are, over how many directions they spread, and how far they have come: by matrix, over training.
 
-No token is read. Each number has what a matrix of independent normal entries of the same shape has.
+No token is read. Beside sizes and ranks stands what a matrix of independent normal entries of the same shape and root mean
+square has, beside distances what unrelated matrices of the same norms have.
 """
 
 import math
@@ -17,6 +18,8 @@ from interp_gpt2.model import GPT2
 
 if TYPE_CHECKING:
     from interp_gpt2.runs.run import Run
+
+_GRID = 4096
 
 
 @torch.no_grad()
@@ -68,7 +71,23 @@ class Spectrum:
     def random_stable_rank(self) -> float:
         """The stable rank of a large matrix of independent normal entries: m n / (sqrt m + sqrt n)^2 (Marchenko and Pastur)."""
         m, n = self.shape
-        return m * n / (math.sqrt(m) + math.sqrt(n)) ** 2
+        return max(1.0, m * n / (math.sqrt(m) + math.sqrt(n)) ** 2)
+
+    @property
+    def random_largest(self) -> float:
+        """The largest singular value of such a matrix of this norm: norm / sqrt(random_stable_rank)."""
+        return self.norm / math.sqrt(self.random_stable_rank)
+
+    @property
+    def random_effective_rank(self) -> float:
+        """The effective rank of such a matrix, from the density of its singular values (Marchenko and Pastur 1967)."""
+        k, most = sorted(self.shape)
+        ratio, angle = k / most, (torch.arange(_GRID, dtype=torch.float64) + 0.5) * (math.pi / _GRID)
+        squared = 1 + ratio + 2 * math.sqrt(ratio) * angle.cos()
+        density = angle.sin().square() / squared
+        s, density = squared.sqrt(), density / density.sum()
+        mean = (density * s).sum()
+        return k * float((mean.log() - (density * s * s.log()).sum() / mean).exp()) if k > 1 else 1.0
 
 
 def spectrum(weight: Float[Tensor, "out in"]) -> Spectrum:
@@ -85,9 +104,9 @@ def spectrum(weight: Float[Tensor, "out in"]) -> Spectrum:
 class WeightSpectra(Analysis):
     """`spectrum` of every matrix for a sweep; `label` is the matrix's name, and `layer` its block's.
 
-    Metrics: "weight_norm" (Frobenius), "weight_largest" (the largest singular value), "weight_stable_rank" beside
-    "weight_stable_rank_random" (what normal entries have), "weight_effective_rank", and "weight_rms", the root mean square
-    entry.
+    Metrics: "weight_norm" (Frobenius), "weight_rms" (the root mean square entry), "weight_largest" (the largest singular
+    value), "weight_stable_rank" and "weight_effective_rank"; beside the last three, "..._random": what normal entries of the
+    same root mean square have.
     """
 
     name: str = "weight_spectra"
@@ -100,9 +119,11 @@ class WeightSpectra(Analysis):
                 "weight_norm": found.norm,
                 "weight_rms": found.norm / math.sqrt(weight.numel()),
                 "weight_largest": found.largest,
+                "weight_largest_random": found.random_largest,
                 "weight_stable_rank": found.stable_rank,
                 "weight_stable_rank_random": found.random_stable_rank,
                 "weight_effective_rank": found.effective_rank,
+                "weight_effective_rank_random": found.random_effective_rank,
             }
             rows += _rows(name, measured, weight.numel())
         return rows
@@ -112,8 +133,9 @@ class WeightSpectra(Analysis):
 class WeightDistance(Analysis):
     """How far each matrix is from the same one at another checkpoint (its initialisation), for a sweep.
 
-    "weight_distance" = |W - W0| / |W0|, Frobenius; "weight_cosine" = <W, W0> / (|W| |W0|), within about
-    "weight_cosine_random" = 1 / sqrt(entries) of 0 for unrelated matrices. The other weights are held in full.
+    "weight_distance" = |W - W0| / |W0|, Frobenius, beside "weight_distance_unrelated" = sqrt(1 + |W|^2 / |W0|^2), what a W of
+    the same norm that has nothing left of W0 has; "weight_cosine" = <W, W0> / (|W| |W0|), within about "weight_cosine_random"
+    = 1 / sqrt(entries) of 0 for unrelated matrices. The other weights are held in full.
     """
 
     reference: dict[str, Float[Tensor, "out in"]]
@@ -138,8 +160,10 @@ class WeightDistance(Analysis):
                 raise AnalysisError(f"{self.of} has no {name} of shape {tuple(weight.shape)} to measure a distance from")
             start, weight = start.cpu().double(), weight.cpu().double()
             product, norms = (start * weight).sum(), start.norm() * weight.norm()
+            size = float(weight.norm() / start.norm()) if start.any() else math.nan
             measured = {
                 "weight_distance": float((weight - start).norm() / start.norm()) if start.any() else math.nan,
+                "weight_distance_unrelated": math.sqrt(1 + size**2),
                 "weight_cosine": float(product / norms) if norms else math.nan,
                 "weight_cosine_random": 1 / math.sqrt(weight.numel()),
             }

@@ -20,7 +20,9 @@ def test_copying_rows_are_those_of_the_folded_weights(model):
     expected = full_ov_copying_scores(folded(model)).values
     assert by(rows, "copying")["L1H2"] == pytest.approx(float(expected[1, 2]))
     assert len(by(rows, "copying")) == len(by(rows, "ov_copying")) == 8
-    assert by(rows, "copying_random_std") == {None: 1.5 / 8}
+    assert by(rows, "ov_copying_random_std") == {None: 1.5 / 8}
+    (spread,) = by(rows, "copying_random_std").values()
+    assert spread == pytest.approx(1.5 / 8, rel=0.5), "embeddings that spread evenly over all directions"
 
 
 def test_gains_of_layer_norms_count(model):
@@ -30,6 +32,30 @@ def test_gains_of_layer_norms_count(model):
     after = by(HeadCopying()(model), "copying")
     assert before["L0H0"] == pytest.approx(after["L0H0"])
     assert before["L1H0"] != pytest.approx(after["L1H0"])
+
+
+def test_heads_between_embeddings_of_one_large_direction_are_held_against_random_heads_between_the_same():
+    """There a random head is all copying or all inhibition, and 3 / (2 d_head) would call each of them a finding."""
+    model = GPT2(GPT2Config(n_layers=2, n_heads=8, d_model=64, d_vocab=40, n_ctx=8, layer_norm=False)).eval()
+    with torch.no_grad():
+        model.wte.weight[:, 0] += 2 * torch.linspace(-1, 1, 40)  # some 50 times the others
+    rows = HeadCopying()(model)
+    scores = torch.tensor(list(by(rows, "copying").values()))
+    (spread,) = by(rows, "copying_random_std").values()
+    assert float(scores.square().mean().sqrt()) > 0.6
+    assert spread == pytest.approx(float(scores.square().mean().sqrt()), rel=0.35)
+
+
+def test_a_head_that_raises_every_token_alike_copies_none():
+    config = GPT2Config(n_layers=1, n_heads=2, d_model=16, d_vocab=30, n_ctx=8, tied=False, layer_norm=False)
+    model = GPT2(config).eval()
+    with torch.no_grad():
+        model.wte.weight[:, 0] += 1  # all embeddings share a direction, and it raises all logits
+        model.lm_head.weight[:, 0] = 1
+        model.blocks[0].attn.qkv.weight.view(3, 2, 8, 16)[2, 0, 0] = 5 * torch.eye(16)[0]
+        model.blocks[0].attn.proj.weight[:, 0] = 5 * torch.eye(16)[0]
+    assert float(full_ov_copying_scores(model).values[0, 0]) > 0.9
+    assert abs(by(HeadCopying()(model), "copying")["L0H0"]) < 0.5
 
 
 def test_a_planted_k_composition_is_the_largest_and_unrelated_pairs_score_what_is_said():
@@ -42,6 +68,8 @@ def test_a_planted_k_composition_is_the_largest_and_unrelated_pairs_score_what_i
     assert max(k, key=k.get) == "L0H3>L2H1"
     assert len(k) == 3 * 16
     assert by(rows, "k_composition_max")["L2H1"] == k["L0H3>L2H1"] > 2 * by(rows, "composition_unrelated")[None]
+    untrained = {row["layer"]: row["value"] for row in rows if row["metric"] == "k_composition_max_untrained"}
+    assert by(rows, "composition_unrelated")[None] < untrained[1] < untrained[2] < 0.6 * k["L0H3>L2H1"]
     q = torch.tensor(list(by(rows, "q_composition").values()))
     assert float(q.square().mean().sqrt()) == pytest.approx(by(rows, "composition_unrelated")[None], rel=0.05)
     assert k["L0H3>L2H1"] == pytest.approx(float(compositions(folded(model)).k.values[0, 3, 2, 1]))

@@ -90,6 +90,13 @@ def test_layers_of_a_model_are_compared_beside_shuffled_tokens(model):
     assert found["subspace_overlap_unrelated", None]["value"] == 4 / 32
 
 
+def test_few_tokens_have_as_many_directions_as_they_can(model):
+    rows = LayerSimilarity(torch.arange(5)[None])(model)
+    found = {(row["metric"], row.get("label")): row.get("value") for row in rows}
+    assert found["subspace_overlap_unrelated", None] == 4 / 32, "five tokens, less their mean"
+    assert 0 < found["subspace_overlap", "embed~L0"] <= 1
+
+
 def test_of_many_tokens_evenly_spaced_ones_are_kept(model, tokens, monkeypatch):
     every = stream_rows(model, tokens)
     monkeypatch.setattr(representations, "MOST_ROWS", 6)
@@ -112,6 +119,8 @@ def test_checkpoints_are_compared_with_one_of_them_and_with_each_other(markov_ru
 def test_what_does_not_correspond_is_refused():
     with pytest.raises(AnalysisError, match="4 or more of the same tokens"):
         linear_cka(normal(5, 2), normal(6, 2))
+    with pytest.raises(AnalysisError, match="4 or more of the same tokens"):
+        linear_cka(normal(3, 2), normal(3, 2))
     with pytest.raises(AnalysisError, match="k=3 directions"):
         subspace_overlap(normal(9, 2), normal(9, 2), k=3)
     assert math.isnan(linear_cka(torch.ones(5, 2), normal(5, 2)))

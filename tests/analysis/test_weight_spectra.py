@@ -19,10 +19,13 @@ def test_a_planted_spectrum_is_found():
     assert found.effective_rank == pytest.approx(math.exp(0.5 * math.log(2) + 0.5 * math.log(4)))
 
 
-def test_normal_matrices_have_the_stable_rank_that_is_said():
-    wide = spectrum(torch.randn(150, 600, generator=torch.Generator().manual_seed(1)))
-    assert wide.stable_rank == pytest.approx(wide.random_stable_rank, rel=0.05)
-    assert wide.shape == (150, 600)
+@pytest.mark.parametrize("shape", [(150, 600), (200, 200), (300, 40)])
+def test_normal_matrices_have_the_ranks_and_the_largest_value_that_are_said(shape):
+    found = spectrum(3 * torch.randn(*shape, generator=torch.Generator().manual_seed(1)))
+    assert found.stable_rank == pytest.approx(found.random_stable_rank, rel=0.1)  # laws of large matrices
+    assert found.largest == pytest.approx(found.random_largest, rel=0.05)
+    assert found.effective_rank == pytest.approx(found.random_effective_rank, rel=0.01)
+    assert found.shape == shape
 
 
 def test_every_weight_is_in_one_matrix(any_model):
@@ -47,6 +50,13 @@ def test_distance_is_zero_from_itself_and_from_the_start_what_training_made_of_i
     assert rows["weight_cosine", "blocks.1.W_in"]["value"] < 1
     assert rows["weight_cosine", "blocks.1.W_in"]["layer"] == 1
     assert rows["weight_cosine_random", "W_E"]["value"] == pytest.approx(1 / math.sqrt(before.numel()))
+
+
+def test_an_unrelated_matrix_is_as_far_as_is_said(model, make_gpt2, config):
+    distance = WeightDistance(weight_matrices(make_gpt2(config, 1)), "another seed")
+    rows = {(row["metric"], row["label"]): row["value"] for row in distance(model)}
+    for name in ("blocks.0.W_in", "blocks.1.W_out", "W_E"):
+        assert rows["weight_distance", name] == pytest.approx(rows["weight_distance_unrelated", name], rel=0.05)
 
 
 def test_another_shape_or_a_diverged_model_is_refused(model, markov_run):
