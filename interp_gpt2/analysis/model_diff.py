@@ -200,6 +200,9 @@ class DiffFromStep(Analysis):
 
     @classmethod
     def of(cls, run: Run, step: int, windows: Windows) -> "DiffFromStep":
+        """From a step of a run. Raises AnalysisError for models that were not trained here, which are no directory to reopen."""
+        if type(run) is not Run:
+            raise AnalysisError(f"{run.name} is no run of this project; load two of its models and compare them by model_diff")
         return cls(str(Path(run.path).resolve()), step, run.checkpoint_hash(step), windows)
 
     def __call__(self, model: GPT2) -> list[Row]:
