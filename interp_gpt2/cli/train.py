@@ -78,7 +78,8 @@ class Train:
     online: Annotated[str | None, option("NAMES")] = None
     """Analyses to log while training, with commas between: head_scores, induction_heads, head_copying,
     head_composition, in_context_learning, loss_by_position, loss_by_token_class, ngram_agreement, lens_by_layer,
-    layer_similarity, learning_coefficient, neuron_activity, weight_spectra, settling_depth, tuned_lens."""
+    layer_similarity, learning_coefficient, neuron_activity, probes, neuron_probes, sparse_probes, weight_spectra,
+    settling_depth, tuned_lens."""
     online_every: Annotated[int | None, option("N")] = None
     """Steps between them."""
     tracking: Annotated[Literal["none", "tensorboard", "wandb"] | None, option("{none,tensorboard,wandb}")] = None

@@ -49,7 +49,7 @@ def test_short_contexts_have_no_score():
     assert not [row for row in rows if "value" in row]
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", [name for name in REGISTRY if not name.endswith("probes")])  # which are of text
 def test_every_registered_analysis_is_the_same_each_time_and_gives_rows(name):
     model = GPT2(GPT2Config(n_layers=1, n_heads=2, d_model=8, d_vocab=16, n_ctx=16)).eval()
     analysis, again = (analysis_named(name, MarkovSource(), 16) for _ in range(2))
