@@ -45,6 +45,7 @@ class Demo:
 
     def run(self) -> None:
         from interp_gpt2.cli.progress import TrainingBars
+        from interp_gpt2.report.index import write_index
         from interp_gpt2.training.parallel import run_all
 
         began = time.monotonic()
@@ -57,7 +58,7 @@ class Demo:
         for name, (finding, _) in zip((run.name for run in runs), made, strict=True):
             print(f"{name}: {finding}")
         print("\nopen these in a browser:")
-        for _, path in made:
+        for path in [write_index(self.out), *(path for _, path in made)]:
             print(f"  {path}")
         ended = time.monotonic()
         print(f"\n{ended - began:.0f} s in all: {trained - began:.0f} s training, {ended - trained:.0f} s reports")
@@ -106,12 +107,15 @@ def _begin_worker() -> None:
 
 
 def _make_report(path: Path) -> tuple[str, Path]:
-    from interp_gpt2.report.collect import collect
+    from interp_gpt2.report.collect import collect_from
+    from interp_gpt2.report.neuron_pages import write_neuron_pages
     from interp_gpt2.report.page import write_report
+    from interp_gpt2.report.subject import Subject
     from interp_gpt2.report.words import loss_sentence, verdict
     from interp_gpt2.runs.run import Run
 
-    run = Run(path)
-    report = collect(run, workers=1)
+    subject = Subject(Run(path), workers=1)
+    report = collect_from(subject)
     html, _ = write_report(report, path)
+    write_neuron_pages(subject, report, path)
     return (verdict(report) if report.data.name == "markov" else loss_sentence(report)), html

@@ -129,11 +129,13 @@ def best_by_step(frame: "DataFrame") -> str:
 
 
 def _phase_change(frame: "DataFrame") -> str:
-    from interp_gpt2.analysis.development import best_head_curve
+    from interp_gpt2.analysis.development import MIN_RISE, best_head_curve
+    from interp_gpt2.analysis.phase_changes import detect
     from interp_gpt2.errors import AnalysisError
 
     try:
-        return f"induction: {best_head_curve(frame, 'induction').growth.verdict}"
+        curve = best_head_curve(frame, "induction")
+        return f"induction: {detect(curve.steps, curve.values, curve.uniform, MIN_RISE).verdict}"
     except AnalysisError as error:
         return f"induction: no phase change can be told: {error}"
 

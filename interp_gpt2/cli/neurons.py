@@ -20,8 +20,6 @@ EXAMPLES = (
 )
 
 STEPS = 12  # of the history
-WIDTHS = {"gpt2": 32}  # tokens of a context; twice as many and more where a token is a character or a byte
-OTHER_WIDTH = 72
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Neurons:
         from interp_gpt2.analysis.sequences import held_out
         from interp_gpt2.analysis.windows import Windows
         from interp_gpt2.cli.where import find_run, find_step
-        from interp_gpt2.report.inputs import spread_steps
+        from interp_gpt2.report.inputs import context_width, spread_steps
         from interp_gpt2.views.neurons import save_neuron_pages
 
         if self.neuron is not None and self.layer is None:
@@ -68,8 +66,7 @@ class Neurons:
         windows = Windows.of(sequences.inputs)
         neurons = self._neurons(model, windows)
         steps = spread_steps([step for step in run.steps if step <= last], STEPS)
-        width = WIDTHS.get(tokenizer.kind, OTHER_WIDTH)
-        histories = neuron_histories(run.model, steps, windows, neurons, width=width)
+        histories = neuron_histories(run.model, steps, windows, neurons, width=context_width(tokenizer))
         print(f"{run.name}, step {last:,}, on {sequences.are}\n")
         print(listed(histories, tokenizer.labels))
         print(f"\nwrote {save_neuron_pages(histories, tokenizer.labels, self.out, run.name, sequences.are)}")

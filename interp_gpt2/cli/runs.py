@@ -1,5 +1,6 @@
 """`interp-gpt2 runs`: the runs in a folder."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,8 @@ from interp_gpt2.cli.parse import option
 if TYPE_CHECKING:
     from interp_gpt2.runs.run import Run
 
-EXAMPLES = ("interp-gpt2 runs", "interp-gpt2 runs /data/my-runs")
+EXAMPLES = ("interp-gpt2 runs", "interp-gpt2 runs /data/my-runs --page")
+_DAMAGED = 4
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,12 @@ class Runs:
 
     folder: Annotated[tyro.conf.Positional[Path], option("DIR")] = Path("checkpoints")
     """Where to look."""
+    page: bool = False
+    """Also write index.html there: losses, phase changes, and the way to each report."""
 
-    def run(self) -> None:
+    def run(self) -> int:
         from interp_gpt2.cli.tables import table
-        from interp_gpt2.errors import RunError
+        from interp_gpt2.errors import InterpGPT2Error, RunError
         from interp_gpt2.runs.run import SETTINGS, Run
 
         if not self.folder.is_dir():
@@ -31,8 +35,17 @@ class Runs:
         found = [path.parent for path in sorted(self.folder.glob(f"*/{SETTINGS}"))]
         if not found:
             raise RunError(f"there are no runs in {self.folder}")
-        header = ["run", "step", "of", "checkpoints", "loss", "val loss", "size"]
-        print(table(header, [_line(Run(path)) for path in found]))
+        header, lines, damaged = ["run", "step", "of", "checkpoints", "loss", "val loss", "size"], [], []
+        for path in found:
+            try:
+                lines.append(_line(Run(path)))
+            except InterpGPT2Error as error:  # one damaged run must not hide the others
+                damaged.append(f"{path.name} cannot be read: {error}")
+        if lines:
+            print(table(header, lines))
+        for problem in damaged:
+            print(f"interp-gpt2: {' '.join(problem.split())}", file=sys.stderr)
+        return _DAMAGED if damaged else 0
 
 
 def _line(run: "Run") -> list[str]:

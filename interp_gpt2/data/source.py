@@ -5,7 +5,7 @@ import string
 from dataclasses import replace
 from pathlib import Path
 
-from interp_gpt2.data.corpora import load_corpus, split
+from interp_gpt2.data.corpora import Corpus, load_corpus, split
 from interp_gpt2.data.prepared import is_prepared
 from interp_gpt2.data.protocol import Reference, Source
 from interp_gpt2.data.sampling import RANDOM, Sampling
@@ -13,11 +13,11 @@ from interp_gpt2.data.synthetic_sources import MarkovSource, RepeatedSource
 from interp_gpt2.data.text_source import TextSource, open_source, prepared_source, tokenized
 from interp_gpt2.errors import DataError
 from interp_gpt2.files import user_cache_dir
-from interp_gpt2.tokenizers import CharTokenizer, tokenizer_for, tokenizer_named
+from interp_gpt2.tokenizers import CharTokenizer, Tokenizer, tokenizer_for, tokenizer_named
 
 __all__ = [
     "NAMED_SOURCES", "PREPARED", "MarkovSource", "Reference", "RepeatedSource", "Sampling", "Source", "TextSource",
-    "find_prepared", "load_source", "open_source", "prepared_place", "tokenized",
+    "find_prepared", "load_source", "open_source", "prepared_place", "text_in_tokens_of", "tokenized",
 ]  # fmt: skip
 
 PREPARED = ("tinystories", "fineweb-edu")  # too large to be tokenized on the way: looked for as `data prepare` leaves them
@@ -47,8 +47,22 @@ def load_source(data: str, tokenizer: str = "char", directory: Path | str | None
         return replace(prepared_source(found, tokenizer), sampling=sampling)
     corpus = load_corpus(data)
     chosen = tokenizer_for(tokenizer, [corpus.text], (document.text for document in split(corpus).train))
-    default = user_cache_dir() / "streams" / f"{corpus.sha256[:12]}-{chosen.sha256[:12]}"
-    return replace(tokenized(corpus, chosen, Path(directory or default)), sampling=sampling)
+    return replace(_tokenized_once(corpus, chosen, directory), sampling=sampling)
+
+
+def text_in_tokens_of(data: str, tokenizer: Tokenizer) -> TextSource:
+    """A text to measure a model on that was not trained on it: `data` as in `load_source`, in the model's own tokens.
+
+    Raises DataError for data that is no text, TokenizerError for text that the tokenizer cannot encode.
+    """
+    if data in ("markov", "repeated-random", *PREPARED) or is_prepared(Path(data).expanduser()):
+        raise DataError(f"{data!r} has tokens of its own; give a text file, a folder of them, python-docs or tiny-shakespeare")
+    return _tokenized_once(load_corpus(data), tokenizer, None)
+
+
+def _tokenized_once(corpus: Corpus, tokenizer: Tokenizer, directory: Path | str | None) -> TextSource:
+    default = user_cache_dir() / "streams" / f"{corpus.sha256[:12]}-{tokenizer.sha256[:12]}"
+    return tokenized(corpus, tokenizer, Path(directory or default))
 
 
 def prepared_place(name: str, tokenizer: str) -> Path:

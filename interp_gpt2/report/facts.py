@@ -13,20 +13,20 @@ from interp_gpt2.training.config import RECIPES, TrainConfig, load_recipe
 
 
 def run_facts(subject: Subject) -> schema.RunFacts:
-    run, training = subject.run, subject.training.to_dict()
-    training.pop("model")  # its own list
-    config = run.config
-    last = subject.steps[-1]
+    run, training, last = subject.run, subject.training, subject.steps[-1]
+    facts = {"name": run.name, "last_step": last, "n_params": run.config.n_params, "checkpoints": subject.steps}
+    if training is None:
+        command = subject.command("report", subject.called)
+        return schema.RunFacts(**facts, seed=None, tokens_seen=None, config=run.config.to_dict(), training={}, command=command)
+    settings = training.to_dict()
+    settings.pop("model")  # its own list
     return schema.RunFacts(
-        name=run.name,
+        **facts,
         seed=run.seed,
-        last_step=last,
         tokens_seen=run.tokens_seen(last),
-        n_params=config.n_params,
-        checkpoints=subject.steps,
-        config=config.to_dict(),
-        training=training,
-        command=subject.command(*train_words(subject.training, run.path)),
+        config=run.config.to_dict(),
+        training=settings,
+        command=subject.command(*train_words(training, run.path)),
     )
 
 
@@ -55,10 +55,13 @@ def _comparable(config: TrainConfig) -> dict[str, object]:
 def data_facts(subject: Subject) -> schema.DataFacts:
     tokenizer = subject.tokenizer
     unit = {"char": "character", "byte": "byte"}.get(tokenizer.kind, "token")
+    kind = f"{tokenizer.kind}, {tokenizer.d_vocab:,} tokens"
+    if subject.training is None:
+        return schema.DataFacts("not known", kind, unit, {} if subject.data is None else {"measured on": subject.source.name})
     if subject.training.data == "markov":
         unit = "state"
     facts = {key: value for key, value in subject.run.settings["data"].items() if key != "data" and value not in (None, [], "")}
-    return schema.DataFacts(subject.training.data, f"{tokenizer.kind}, {tokenizer.d_vocab:,} tokens", unit, facts)
+    return schema.DataFacts(subject.training.data, kind, unit, facts)
 
 
 def versions() -> dict[str, str]:
@@ -72,8 +75,6 @@ def versions() -> dict[str, str]:
 
 def hashes(subject: Subject) -> dict[str, str]:
     last = subject.steps[-1]
-    return {
-        f"model at step {last}": subject.run.checkpoint_hash(last),
-        "data": str(subject.run.settings["data"].get("sha256", "")),
-        "tokenizer": subject.tokenizer.sha256,
-    }
+    data = {} if subject.training is None else {"data": str(subject.run.settings["data"].get("sha256", ""))}
+    model = {f"model at step {last}": subject.run.checkpoint_hash(last)}
+    return {**model, **data, "tokenizer": subject.tokenizer.sha256}

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from interp_gpt2.report import pictures, words
+from interp_gpt2.report import listings, panel_pictures, pictures, words
 from interp_gpt2.report.schema import Report
 from interp_gpt2.views.attention import attention_fragment
 from interp_gpt2.views.html import document, printable
@@ -22,7 +22,15 @@ def render(report: Report) -> str:
     body = (
         _environment()
         .get_template("report.html")
-        .render(report=report, pictures=pictures, words=words, attention=attention_fragment, lens=lens_fragment)
+        .render(
+            report=report,
+            pictures=pictures,
+            panels=panel_pictures,
+            heads=listings,
+            words=words,
+            attention=attention_fragment,
+            lens=lens_fragment,
+        )
     )
     return document(f"{report.run.name}: report", Markup(body))  # safe: the template escapes
 

@@ -64,7 +64,7 @@ def loss_figure(loss: Loss, report: Report) -> Markup:
         y_label=f"nats per {report.data.unit}",
         lines=lines,
         rules=[Rule(f"{r.name} {with_error(r.loss, r.stderr)}", r.loss, r.stderr) for r in loss.references],
-        window=_window(report.phase_change),
+        window=change_window(report.phase_change),
         ticks=report.run.checkpoints,
         x_scale=step_scale(report),
     )
@@ -79,10 +79,10 @@ def loss_table(loss: Loss) -> Table:
     curve = loss.validation
     stderr = curve.stderr or [None] * len(curve.steps)
     rows = [
-        [count(step), _cell(value), _cell(error), _cell(train.get(step))]
+        [count(step), cell(value), cell(error), cell(train.get(step))]
         for step, value, error in zip(curve.steps, curve.loss, stderr, strict=True)
     ]
-    rows += [[reference.name, _cell(reference.loss), _cell(reference.stderr), ""] for reference in loss.references]
+    rows += [[reference.name, cell(reference.loss), cell(reference.stderr), ""] for reference in loss.references]
     return Table("loss", ["step", curve.label, "standard error", loss.train.label if loss.train else "training"], rows)
 
 
@@ -101,7 +101,7 @@ def change_figure(change: PhaseChange) -> Markup:
         x_label="step",
         y_label="score less uniform",
         lines=lines,
-        window=_window(change),
+        window=change_window(change),
         x_scale=LINEAR,
         size=(860, 260),
     )
@@ -112,7 +112,7 @@ def position_figure(section: LossByPosition, report: Report) -> Markup:
     """Loss at each position, one line a step from dark to bright, references dashed."""
     n = len(section.steps)
     lines = [
-        Line(f"step {count(step)}", section.positions, loss, f"s{_shade(i, n)}")
+        Line(f"step {count(step)}", section.positions, loss, f"s{shade(i, n)}")
         for i, (step, loss) in enumerate(zip(section.steps, section.loss, strict=True))
     ]
     lines += [Line(r.name, section.positions, r.loss, "rule dashed") for r in section.references]
@@ -124,7 +124,7 @@ def position_table(section: LossByPosition) -> Table:
     """Rows are positions, columns steps and references."""
     columns = [*(f"step {count(step)}" for step in section.steps), *(r.name for r in section.references)]
     series = [*section.loss, *(r.loss for r in section.references)]
-    rows = [[str(position), *map(_cell, values)] for position, *values in zip(section.positions, *series, strict=True)]
+    rows = [[str(position), *map(cell, values)] for position, *values in zip(section.positions, *series, strict=True)]
     return Table("loss-by-position", ["position", *columns], rows)
 
 
@@ -155,7 +155,7 @@ def head_figure(score: HeadScore, section: HeadScores, report: Report) -> Markup
         y_label=score.unit,
         lines=lines,
         rules=[Rule("uniform", score.uniform)],
-        window=_window(report.phase_change),
+        window=change_window(report.phase_change),
         x_scale=step_scale(report),
         y_range=span if score.unit == "attention" else None,
         size=(312, 216),
@@ -166,7 +166,7 @@ def head_figure(score: HeadScore, section: HeadScores, report: Report) -> Markup
 def head_table(score: HeadScore, section: HeadScores) -> Table:
     """Rows are steps, columns heads, the uniform head last."""
     rows = [
-        [count(step), *(_cell(values[i]) for values in score.values), _cell(score.uniform)]
+        [count(step), *(cell(values[i]) for values in score.values), cell(score.uniform)]
         for i, step in enumerate(section.steps)
     ]
     return Table(f"heads-{score.name}", ["step", *section.heads, "uniform"], rows)
@@ -181,7 +181,7 @@ def probe_figure(probe: Probe, section: Probes, report: Report) -> Markup:
         # One interval, at the last step: bands of every layer would hide the lines.
         before = [None] * (len(section.steps) - 1)
         low, high = ([*before, end[-1][i]] if end and i == best else None for end in (probe.low, probe.high))
-        lines.append(Line(layer, section.steps, [row[i] for row in probe.auroc], f"s{_shade(i, n)}", low, high, dots=True))
+        lines.append(Line(layer, section.steps, [row[i] for row in probe.auroc], f"s{shade(i, n)}", low, high, dots=True))
     rules = [
         Rule(f"{label} {value:.2f}", value)
         for label, value in (
@@ -192,7 +192,7 @@ def probe_figure(probe: Probe, section: Probes, report: Report) -> Markup:
         )
         if value is not None
     ]
-    title, window = f"Probes for {probe.name}", _window(report.phase_change)
+    title, window = f"Probes for {probe.name}", change_window(report.phase_change)
     chart = Chart(title, "step", "AUROC", lines, rules, window, x_scale=step_scale(report), size=(460, 280))
     return tag("figure", {}, draw(chart))
 
@@ -208,7 +208,7 @@ def last_step_table(section: Probes) -> Table:
     for probe in (probe for probe in section.probes if not probed_over_time(probe)):
         at = next((i for i in reversed(range(len(section.steps))) if probe.auroc[i][0] is not None), -1)
         beside = (probe.majority, probe.current_token, probe.last_two_tokens, highest_shuffled(probe))
-        rows.append([probe.name.replace("_", " "), count(section.steps[at]), *map(_cell, beside), *map(_cell, probe.auroc[at])])
+        rows.append([probe.name.replace("_", " "), count(section.steps[at]), *map(cell, beside), *map(cell, probe.auroc[at])])
     return Table("probes-last-step", ["label", "step", "majority", "this token", "last two", "shuffled", *section.layers], rows)
 
 
@@ -224,9 +224,9 @@ def probe_table(probe: Probe, section: Probes) -> Table:
     rows = []
     for i, step in enumerate(section.steps):
         shuffled = probe.shuffled[i] if probe.shuffled else []
-        rows.append([count(step), *map(_cell, probe.auroc[i]), *map(_cell, shuffled)])
+        rows.append([count(step), *map(cell, probe.auroc[i]), *map(cell, shuffled)])
     for name in ("majority", "current_token", "last_two_tokens"):
-        rows.append([name.replace("_", " "), _cell(getattr(probe, name)), *[""] * (len(columns) - 1)])
+        rows.append([name.replace("_", " "), cell(getattr(probe, name)), *[""] * (len(columns) - 1)])
     return Table(f"probe-{probe.name.replace(' ', '-')}", ["step", *columns], rows)
 
 
@@ -255,15 +255,15 @@ def step_scale(report: Report) -> str:
     return STEPS_LINEAR if late else STEPS_LOG
 
 
-def _cell(value: float | None) -> str:
+def cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _shade(index: int, n: int) -> int:
+def shade(index: int, n: int) -> int:
     return round(index * (SHADES - 1) / max(n - 1, 1))
 
 
-def _window(change: PhaseChange | None) -> Window | None:
+def change_window(change: PhaseChange | None) -> Window | None:
     return None if change is None else Window(change.step - change.width / 2, change.step + change.width / 2, change.step)
 
 

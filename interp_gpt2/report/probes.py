@@ -86,24 +86,41 @@ def _by_step_and_layer(
 def collect_neurons(run: Run, source: Source, command: str) -> schema.Neurons:
     """For each label that needs context, the neuron of the last checkpoint that best tells it, and where it is most active."""
     data, step = text_probe_set(run, source), run.steps[-1]
-    names = tuple(name for name in data.names if data.label(name).contextual)
-    if not names:
-        raise AnalysisError("; ".join(f"{name}: {reason}" for name, reason in data.skipped))
-    table = sweep(run, BestNeurons(data, names), [step], 1)
-    model = run.model(step)
+    table, model = _neuron_table(run, data), run.model(step)
     neurons = []
-    for name in names:
-        # Chosen on the training documents, so that the test AUROC shown is not the best of many.
-        on_train = table[(table.metric == "neuron_auroc_train") & (table.label == name)]
-        layer = int(on_train.loc[on_train.value.idxmax(), "layer"])
+    for name, (layer, neuron) in _telling(table, data).items():
         found = table[(table.metric == "neuron_auroc") & (table.label == name) & (table.layer == layer)].iloc[0]
         beside = table[(table.label == name) & (table.layer == layer)].set_index("metric").value
-        active = max_activating_contexts(model, data, layer, int(found.neuron), CONTEXTS, CONTEXT_TOKENS)
+        active = max_activating_contexts(model, data, layer, neuron, CONTEXTS, CONTEXT_TOKENS)
         contexts = [_context(context, source.tokenizer) for context in active.contexts]
         yardsticks = (int(beside["neuron_sign"]), float(found.low), float(found.high), float(beside["neuron_auroc_shuffled"]))
         neurons.append(schema.Neuron(active.label, name, float(found.value), int(found.n), contexts, *yardsticks))
     chosen_on = "chosen on half of the held-out documents, its AUROC measured on the other half"
     return schema.Neurons(command, step, chosen_on, neurons)
+
+
+def telling_neurons(run: Run, source: Source) -> dict[str, tuple[int, int]]:
+    """The (layer, neuron) of the last checkpoint that best tells each label that needs context. Raises AnalysisError for none."""
+    data = text_probe_set(run, source)
+    return _telling(_neuron_table(run, data), data)
+
+
+def _neuron_table(run: Run, data: ProbeSet) -> "DataFrame":
+    names = tuple(name for name in data.names if data.label(name).contextual)
+    if not names:
+        raise AnalysisError("; ".join(f"{name}: {reason}" for name, reason in data.skipped))
+    return sweep(run, BestNeurons(data, names), [run.steps[-1]], 1)
+
+
+def _telling(table: "DataFrame", data: ProbeSet) -> dict[str, tuple[int, int]]:
+    """Chosen on the training documents, so that the test AUROC shown is not the best of many."""
+    found = {}
+    for name in (name for name in data.names if data.label(name).contextual):
+        on_train = table[(table.metric == "neuron_auroc_train") & (table.label == name)]
+        layer = int(on_train.loc[on_train.value.idxmax(), "layer"])
+        best = table[(table.metric == "neuron_auroc") & (table.label == name) & (table.layer == layer)].iloc[0]
+        found[name] = (layer, int(best.neuron))
+    return found
 
 
 def _context(context: object, tokenizer: Tokenizer) -> schema.Context:

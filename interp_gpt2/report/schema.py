@@ -1,33 +1,33 @@
 """report.json, as dataclasses: every number that report.html shows, and nothing the page would have to compute.
 
-`Report.to_json` is the file, `report_from_json` reads it back, and a page rendered from either is the same to the byte.
+`Report.to_json` is the file, `from_json.report_from_json` reads it back, and a page rendered from either is the same to the byte.
 Losses are in nats per token. Lists named (step, layer) are nested in that order. A number that does not exist, or is
 not finite, is None; a section that was not computed is None, with the reason in `Report.omitted`.
 Every section carries the `command` that makes its figure again.
 """
 
 import json
-import types
-import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from interp_gpt2.errors import AnalysisError
 from interp_gpt2.views.attention import AttentionData
 from interp_gpt2.views.html import plain
 from interp_gpt2.views.lens import LensData
 
-FORMAT = "interp_gpt2 report 1"
+FORMAT = "interp_gpt2 report 2"
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What was trained. `config` is GPT2Config.to_dict(), `training` the resolved training config, both shown as they are."""
+    """What was trained. `config` is GPT2Config.to_dict(), `training` the resolved training config, both shown as they are.
+
+    Of models that others trained, `seed` and `tokens_seen` are None and `training` is empty.
+    """
 
     name: str
-    seed: int
+    seed: int | None
     last_step: int
-    tokens_seen: int
+    tokens_seen: int | None
     n_params: int
     checkpoints: list[int]
     config: dict[str, Any]
@@ -51,8 +51,10 @@ class PhaseChange:
 
     score(step) = low + (high - low) / (1 + exp(-(step - midpoint) / scale)): `step` is the midpoint, `width` the steps
     from 10 to 90 %, 2 ln(9) scale, neither known more finely than `resolution`, the distance between the checkpoints
-    around it. `rise` is the fitted curve's, first checkpoint to last; `bic_margin` the BIC by which it beats the better of a
-    line and a power law; `steps` and `values` are what was fitted. `analysis.development.growth` finds it.
+    around it; `step_interval` and `width_interval` hold 95 % of refits to resampled curves. `rise` is the fitted curve's,
+    first checkpoint to last; `bic_margin` the BIC by which it beats the better of a line and a power law; `p_walk` the share
+    of random walks as rough that look as much like it; `steps` and `values` are what was fitted.
+    `analysis.phase_changes.detect` finds it.
     """
 
     step: float
@@ -61,7 +63,10 @@ class PhaseChange:
     low: float
     high: float
     resolution: float
+    step_interval: list[float]
+    width_interval: list[float]
     bic_margin: float
+    p_walk: float
     steps: list[int]
     values: list[float]
     command: str
@@ -129,18 +134,78 @@ class LossByPosition:
 
 
 @dataclass(frozen=True)
+class PanelLine:
+    """One curve of a panel. `is_yardstick`: what the others are held against, drawn dashed. None in `values` is a gap."""
+
+    label: str
+    values: list[float | None]
+    low: list[float | None] | None = None
+    high: list[float | None] | None = None
+    is_yardstick: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One measure over training. `measures` says in a sentence what, on what, and beside which yardstick.
+
+    `ordered`: the curves are layers, coloured from dark to bright. Each of `lines` has a value for each of the steps.
+    """
+
+    name: str
+    title: str
+    measures: str
+    unit: str
+    ordered: bool
+    lines: list[PanelLine]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Whether one curve of a panel changed phase, by `analysis.phase_changes.detect`: `step` and its 95 % interval, or None
+    and the `reason` why not. `rise` is in the curve's own unit, below 0 for a fall."""
+
+    panel: str
+    curve: str
+    step: float | None
+    interval: list[float] | None
+    width: float | None
+    rise: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Development:
+    """What was measured over training, panel above panel on one axis of `steps`, and when each curve changed phase.
+
+    `skipped` maps the name of a panel that this run cannot have to the reason.
+    """
+
+    command: str
+    measured_on: str
+    steps: list[int]
+    panels: list[Panel]
+    changes: list[Change]
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True)
 class HeadScore:
-    """One score of every head over training. `values`, `low` and `high` (an interval, if there is one) are (head, step)."""
+    """One score of every head over training. `values`, `low` and `high` (an interval, if there is one) are (head, step).
+
+    `uniform` is the score's yardstick: what a head that attends evenly has, or, of scores of the weights, what `yardstick`
+    names instead. A head that cannot have the score (composition in the first layer) has None.
+    """
 
     name: str  # the key in Report.heads: "induction", "previous_token", ...
     title: str
     measures: str  # one sentence: what is averaged over which queries
-    unit: str  # "attention" (an axis from 0 to 1) or "nats"
+    unit: str  # "attention" (an axis from 0 to 1), "nats", or "weights"
     uniform: float
     n: int | None
     values: list[list[float | None]]
     low: list[list[float | None]] | None = None
     high: list[list[float | None]] | None = None
+    yardstick: str = "uniform"
 
 
 @dataclass(frozen=True)
@@ -248,6 +313,33 @@ class Neurons:
 
 
 @dataclass(frozen=True)
+class NeuronPage:
+    """A neuron that has a page of its own, neurons/LABEL.html, beside the report.
+
+    `fires`: the share of tokens on which it is above 0; `kurtosis` of its effect on the logits, over the vocabulary (0 for a
+    random direction).
+    """
+
+    label: str
+    fires: float
+    highest: float
+    kurtosis: float
+    promotes: list[str]
+    suppresses: list[str]
+
+
+@dataclass(frozen=True)
+class NeuronPages:
+    """The neurons of each layer that move the residual stream most, and those that tell a label, each with a page."""
+
+    command: str
+    measured_on: str
+    step: int
+    history: list[int]  # the steps of each page's history
+    pages: list[NeuronPage]
+
+
+@dataclass(frozen=True)
 class Sample:
     """What the model at a step wrote after the prompt."""
 
@@ -272,6 +364,7 @@ class Report:
 
     `phase_change` is None when none was found, and `phase_change_note` then says why not, as the end of the sentence
     "Phase change: none; ..." (else it may be empty).
+    `inspected` are the steps at which the page shows the lens, patterns and samples, and between which it moves.
     `heads` maps a score's name to the head that has most of it; `omitted` maps the name of an absent section to the
     reason; `versions` and `hashes` make the footer. `format` names this layout.
     """
@@ -281,6 +374,8 @@ class Report:
     phase_change: PhaseChange | None
     phase_change_note: str
     heads: dict[str, HeadFinding]
+    inspected: list[int]
+    development: Development | None
     loss: Loss | None
     loss_by_position: LossByPosition | None
     head_scores: HeadScores | None
@@ -288,6 +383,7 @@ class Report:
     attention: Attention | None
     probes: Probes | None
     neurons: Neurons | None
+    neuron_pages: NeuronPages | None
     samples: Samples | None
     omitted: dict[str, str]
     versions: dict[str, str]
@@ -298,35 +394,3 @@ class Report:
         """The text of report.json, one section a line; numbers that are not finite are null."""
         lines = [f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in plain(asdict(self)).items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def report_from_json(text: str) -> Report:
-    """The report in the text of a report.json. Raises AnalysisError for another format, or a field missing or unknown."""
-    values = json.loads(text)
-    found = values.get("format") if isinstance(values, dict) else None
-    if found != FORMAT:
-        raise AnalysisError(
-            f"this report.json has format {found!r}, expected {FORMAT!r}; make it again with `interp-gpt2 report`"
-        )
-    return _read(Report, values, "report")
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """`value` from JSON as `kind`: a dataclass, a list, dict or union of these, or itself."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        inner = [part for part in typing.get_args(kind) if part is not type(None)]
-        return value if value is None or len(inner) > 1 else _read(inner[0], value, where)
-    if typing.get_origin(kind) is list:
-        (inner,) = typing.get_args(kind)
-        return [_read(inner, item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if typing.get_origin(kind) is dict:
-        inner = typing.get_args(kind)[1]
-        return {key: _read(inner, item, f"{where}.{key}") for key, item in value.items()}
-    if not is_dataclass(kind):
-        return value
-    types_of = typing.get_type_hints(kind)
-    names = {part.name for part in fields(kind)}
-    if set(value) != names:
-        odd = ", ".join(sorted(set(value) ^ names))
-        raise AnalysisError(f"{where} in report.json does not have the fields of {kind.__name__}; they differ in {odd}")
-    return kind(**{name: _read(types_of[name], item, f"{where}.{name}") for name, item in value.items()})

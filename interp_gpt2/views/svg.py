@@ -54,7 +54,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Chart:
-    """What to draw. `x_scale` is STEPS_LOG (log(1 + step)) or STEPS_LINEAR, between which the page can switch, or LINEAR."""
+    """What to draw. `x_scale` is STEPS_LOG (log(1 + step)) or STEPS_LINEAR, between which the page can switch, or LINEAR.
+
+    Charts stacked on one axis share their `x_range` and `margins` (left, right); all but the lowest are drawn with
+    `x_axis=False`. Without `y_axis` heights are places, not numbers.
+    """
 
     title: str
     x_label: str
@@ -66,6 +70,10 @@ class Chart:
     x_scale: str = STEPS_LOG
     y_range: tuple[float, float] | None = None
     size: tuple[int, int] = (860, 340)
+    x_range: tuple[float, float] | None = None
+    margins: tuple[float, float] | None = None
+    x_axis: bool = True
+    y_axis: bool = True
 
 
 @dataclass(frozen=True)
@@ -98,10 +106,11 @@ def draw(chart: Chart) -> Markup:
     """The chart as one `<svg>`, with its title as the accessible name."""
     frame = _frame(chart)
     width, height = chart.size
+    corners = (frame.left, frame.right, frame.x_min, frame.x_max, frame.top, frame.bottom)
     body = [
         tag("title", {}, chart.title),
         *_window(chart, frame),
-        *_y_axis(chart, frame),
+        *(_y_axis(chart, frame) if chart.y_axis else []),
         *_x_axis(chart, frame),
         *(part for line in chart.lines for part in _line(line, frame)),
         *(_rule(rule, frame) for rule in chart.rules),
@@ -115,7 +124,7 @@ def draw(chart: Chart) -> Markup:
             "width": width,
             "role": "img",
             "aria-label": chart.title,
-            "data-frame": " ".join(f"{v:g}" for v in (frame.left, frame.right, frame.x_min, frame.x_max)),
+            "data-frame": " ".join(f"{v:g}" for v in corners),
             "data-axis": chart.x_scale,
             "data-xname": chart.x_label,
         },
@@ -147,15 +156,18 @@ def _frame(chart: Chart) -> _Frame:
     labels = [line.label for line in chart.lines] + [rule.label for rule in chart.rules]
     margin = max((len(_short(label, chart)) for label in labels), default=0) * CHAR_WIDTH + 14
     xs = [x for line in chart.lines for x in line.x] or [0.0, 1.0]
+    x_min, x_max = chart.x_range or (min(xs) if chart.x_scale == LINEAR else 0.0, max(xs))
     low, high = chart.y_range or _y_range(chart)
-    top, bottom = 12, height - 44
+    top, bottom = 12, height - (44 if chart.x_axis else 8)
+    left = 26 + 6.4 * max(map(len, tick_texts(_y_ticks(low, high, bottom - top))), default=0)
+    left, right = chart.margins or (left, max(margin, 18))
     return _Frame(
-        left=26 + 6.4 * max(map(len, tick_texts(_y_ticks(low, high, bottom - top))), default=0),
+        left=left,
         top=top,
-        right=width - max(margin, 18),
+        right=width - right,
         bottom=bottom,
-        x_min=min(xs) if chart.x_scale == LINEAR else 0.0,
-        x_max=max(xs),
+        x_min=x_min,
+        x_max=x_max,
         y_min=low,
         y_max=high,
         log=chart.x_scale == STEPS_LOG,
@@ -221,6 +233,8 @@ def _x_axis(chart: Chart, frame: _Frame) -> list[Markup]:
     base = frame.bottom
     parts = [tag("line", {"class": "base", "x1": frame.left, "x2": frame.right, "y1": base, "y2": base})]
     parts += [_vertical("checkpoint", frame.x(x), base, base + 5, x) for x in chart.ticks]
+    if not chart.x_axis:
+        return parts
     linear = ticks(frame.x_min, frame.x_max, max(2, round((frame.right - frame.left) / 64)))
     powers = [0.0] + [10.0**k for k in range(12) if 10.0**k <= frame.x_max]
     if chart.x_scale != LINEAR:

@@ -23,7 +23,8 @@ from interp_gpt2.cli.parse import parse
 from interp_gpt2.errors import InterpGPT2Error
 from interp_gpt2.generation import generate
 from interp_gpt2.model import GPT2
-from interp_gpt2.report.schema import report_from_json
+from interp_gpt2.report.from_json import report_from_json
+from interp_gpt2.report.subject import SECTIONS
 from interp_gpt2.runs.manifest import read_manifest
 from interp_gpt2.runs.run import Run
 from interp_gpt2.sweeps import load_rows
@@ -173,7 +174,7 @@ def test_report_names_what_it_wrote_and_its_sweeps_are_not_done_twice(capsys, ma
     text = printed(capsys, "report", markov_run.path, "--out", "here", "--workers", 1)
     assert text.startswith("No phase change found")
     assert "without probes: markov is no text" in text
-    assert "wrote here/report.html and report.json in" in text
+    assert "wrote here/report.html, report.json and 12 pages of neurons in" in text
     report = report_from_json((tmp_path / "here" / "report.json").read_text("utf-8"))
     assert report.run.name == "chains"
     before = {path: path.stat().st_mtime_ns for path in (markov_run.path / "sweeps").rglob("*.json")}
@@ -186,7 +187,7 @@ def test_a_part_of_a_report_does_not_take_the_place_of_the_whole(capsys, markov_
     assert "wrote chains/report-loss-lens/report.html" in printed(capsys, "report", "chains", "--only", "loss,lens")
     assert not (tmp_path / "chains" / "report.html").exists()
     report = report_from_json((tmp_path / "chains" / "report-loss-lens" / "report.json").read_text("utf-8"))
-    assert report.omitted.keys() == {"loss_by_position", "head_scores", "attention", "probes", "neurons", "samples"}
+    assert report.omitted.keys() == set(SECTIONS) - {"loss", "lens"}
 
 
 # Training and converting -------------------------------------------------------------------------------------------------

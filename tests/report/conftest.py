@@ -18,6 +18,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
 STEPS = [0, 1, 2, 4, 8, 16, 32, *range(50, 2601, 50)]
 CHANGE, WIDTH = 1480.0, 210.0
 N = 48
+INSPECTED = [0, 256, 1300, 1500, 1600, 2600]
 LETTERS = list("ABCDEFGHIJKLMNOP")
 
 
@@ -57,7 +58,10 @@ def example_report() -> schema.Report:
             low=0.03,
             high=0.65,
             resolution=50,
+            step_interval=[1452.0, 1507.0],
+            width_interval=[170.0, 262.0],
             bic_margin=214.3,
+            p_walk=0.0025,
             steps=STEPS,
             values=induction.tolist(),
             command="interp-gpt2 heads checkpoints/demo-induction",
@@ -69,6 +73,8 @@ def example_report() -> schema.Report:
             "duplicate_token": schema.HeadFinding("L0H0", 0.12, 0.06),
             "first_token": schema.HeadFinding("L1H1", 0.23, 0.07),
         },
+        inspected=INSPECTED,
+        development=_development(rng),
         loss=schema.Loss(
             command="interp-gpt2 report checkpoints/demo-induction",
             measured_on="positions 32-63 of the same 4,096 held-out sequences",
@@ -91,6 +97,17 @@ def example_report() -> schema.Report:
         attention=schema.Attention("interp-gpt2 heads checkpoints/demo-induction --pattern", "ABCAB", _attention(rng)),
         probes=_probes(rng),
         neurons=_neurons(rng),
+        neuron_pages=schema.NeuronPages(
+            "interp-gpt2 neurons checkpoints/demo-induction",
+            "64 held-out sequences",
+            2600,
+            [0, 1300, 2600],
+            [
+                schema.NeuronPage("L0N3", 0.31, 2.5, 0.4, ["A", "B"], ["C", "D"]),
+                schema.NeuronPage("L2N137", 0.02, 7.25, 11.5, ["·", "'"], ["e", "t"]),
+                schema.NeuronPage("L1N200", 0.0, -0.01, -0.2, ["P", "O"], ["N", "M"]),
+            ],
+        ),
         samples=schema.Samples(
             "interp-gpt2 generate checkpoints/demo-text 'The value of '",
             "The value of ",
@@ -145,6 +162,15 @@ def _scores(rng: np.random.Generator) -> schema.HeadScores:
         values = [_noisy(rng, [_rise(s, base, rise) for s in STEPS], 0.006) for base, rise in rows]
         return schema.HeadScore(name, title, measures, unit, uniform, 4032, values)
 
+    composition = score(
+        "k_composition_max",
+        "K-composition",
+        "By weights: what keys read.",
+        0.125,
+        [(0.1, 0), (0.1, 0), (0.1, 0.5), (0.1, 0.2)],
+        "weights",
+    )
+    values = [[None] * len(STEPS)] * 2 + composition.values[2:]
     return schema.HeadScores(
         "interp-gpt2 heads checkpoints/demo-induction",
         "256 held-out sequences of 64 states",
@@ -187,8 +213,56 @@ def _scores(rng: np.random.Generator) -> schema.HeadScores:
                 [(3.1, -0.2), (3.12, -1.1), (3.0, -1.6), (3.05, -0.6)],
                 "nats",
             ),
+            replace(composition, n=None, values=values, yardstick="unrelated"),
         ],
     )
+
+
+def _development(rng: np.random.Generator) -> schema.Development:
+    n = len(STEPS)
+
+    def line(label: str, base: float, rise: float, size: float = 0.01) -> schema.PanelLine:
+        values = _noisy(rng, [_rise(s, base, rise) for s in STEPS], size)
+        return schema.PanelLine(label, values, [v - 2 * size for v in values], [v + 2 * size for v in values])
+
+    panels = [
+        schema.Panel(
+            "loss_by_position",
+            "Loss",
+            "Mean loss over all positions.",
+            "nats",
+            False,
+            [line("the model", 2.66, -0.86), schema.PanelLine("bayes bigram", [1.78] * n, is_yardstick=True)],
+        ),
+        schema.Panel(
+            "head_scores",
+            "Heads",
+            "The highest score of any head less a uniform head's.",
+            "attention",
+            False,
+            [
+                line("induction (L1H0)", 0.03, 0.62),
+                line("previous token (L0H1)", 0.02, 0.4),
+                schema.PanelLine("uniform head", [0.0] * n, is_yardstick=True),
+            ],
+        ),
+        schema.Panel(
+            "lens_by_layer",
+            "Logit lens",
+            "KL of the output from what the lens reads.",
+            "nats",
+            True,
+            [line("embed", 0.5, 1.2), line("L0", 0.3, 0.8)],
+        ),
+    ]
+    changes = [
+        schema.Change("Loss", "the model", 1466.2, [1430.0, 1499.0], 240.0, -0.84, "BIC 190 better than its rivals"),
+        schema.Change("Heads", "induction (L1H0)", 1480.4, [1452.0, 1507.0], 210.0, 0.62, "BIC 214 better than its rivals"),
+        schema.Change("Heads", "previous token (L0H1)", None, None, None, None, "rise 0.02, 0.2 needed"),
+    ]
+    command = "interp-gpt2 report checkpoints/demo-induction --only development"
+    skipped = {"tuned_lens": "takes long"}
+    return schema.Development(command, "16 to 64 held-out sequences of markov", STEPS, panels, changes, skipped)
 
 
 def _by_position() -> schema.LossByPosition:

@@ -17,11 +17,13 @@ from interp_gpt2.cli.train import Train
 from interp_gpt2.data.source import MarkovSource
 from interp_gpt2.data.synthetic import bayes_bigram, held_out_chains, losses_of
 from interp_gpt2.errors import CheckpointError, RunError
-from interp_gpt2.report.collect import SECTIONS, collect
+from interp_gpt2.report.collect import collect
 from interp_gpt2.report.facts import train_words
+from interp_gpt2.report.from_json import report_from_json
 from interp_gpt2.report.inputs import spread_steps, training_config
 from interp_gpt2.report.page import render, write_report
-from interp_gpt2.report.schema import Report, report_from_json
+from interp_gpt2.report.schema import Report
+from interp_gpt2.report.subject import SECTIONS
 from interp_gpt2.runs.run import Run
 from interp_gpt2.training.config import RECIPES, load_recipe
 
@@ -117,7 +119,14 @@ def test_a_run_whose_data_is_gone_is_told_as_such(text_run, tmp_path):
     settings["config"]["data"] = str(tmp_path / "gone.txt")
     (run.path / "run.json").write_text(json.dumps(settings))
     report = collect(run, workers=1)
-    assert set(report.omitted) == {"loss_by_position", "probes", "neurons"}
+    assert set(report.omitted) == {"loss_by_position", "probes", "neurons", "neuron_pages"}
+    assert {panel.name for panel in report.development.panels} == {
+        "head_scores",
+        "head_composition",
+        "head_copying",
+        "weight_distance",
+    }
+    assert "gone.txt" in report.development.skipped["loss_by_position"]
     assert all("gone.txt" in reason for reason in report.omitted.values())
     assert report.loss.references == []
     assert "not measured again" in report.loss.measured_on

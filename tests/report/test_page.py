@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from interp_gpt2.report.from_json import report_from_json
 from interp_gpt2.report.page import render, write_report
-from interp_gpt2.report.schema import Report, report_from_json
+from interp_gpt2.report.schema import Report
+from interp_gpt2.report.subject import SECTIONS
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-SECTIONS = ["loss", "loss_by_position", "head_scores", "attention", "lens", "probes", "neurons", "samples"]
 
 
 class Reader(HTMLParser):
@@ -79,9 +80,10 @@ def test_a_page_may_hold_any_character(report: Report) -> None:
     assert "⟨d800⟩⟨202e⟩⟨0⟩{{ 7 * 7 }}" in render(odd).encode().decode()
 
 
-def test_the_page_refers_to_nothing_but_itself_and_report_json(report: Report) -> None:
+def test_the_page_refers_to_nothing_but_itself_its_numbers_and_its_neurons(report: Report) -> None:
     links = {value for name, value in Reader(render(report)).attributes if name in ("src", "href", "action", "data", "srcset")}
-    assert links == {"report.json", "#run", *(f"#{name}" for name in SECTIONS)}
+    pages = {f"neurons/{page.label}.html" for page in report.neuron_pages.pages}
+    assert links == {"report.json", "#run", *(f"#{name}" for name in SECTIONS), *pages}
 
 
 def test_every_number_of_a_chart_stands_in_the_table_under_it(report: Report) -> None:
@@ -93,6 +95,45 @@ def test_every_number_of_a_chart_stands_in_the_table_under_it(report: Report) ->
     assert [(int(step.replace(",", "")), float(loss)) for step, loss in rows] == [
         (step, round(loss, 4)) for step, loss in zip(curve.steps, curve.loss, strict=True)
     ]
+
+
+def charts_of(page: str, section: str) -> list[str]:
+    """The wide charts of a section."""
+    part = page[page.index(f'<section id="{section}"') :]
+    return re.findall(r'<div class="wide">(<svg.*?</svg>)', part[: part.index("</section>")], re.DOTALL)
+
+
+def test_panels_lie_on_one_axis_with_the_phase_change_shaded_through_all(report: Report) -> None:
+    charts = charts_of(render(report), "development")
+    assert len(charts) == len(report.development.panels) + 1
+    frames = [re.search(r'data-frame="([\d.e+]+ [\d.e+]+ [\d.e+]+ [\d.e+]+)', chart)[1] for chart in charts]
+    assert set(frames) == {"72 664 0 2600"}
+    windows = {re.search(r'<rect class="window" x="([\d.]+)"[^>]*width="([\d.]+)"', chart).groups() for chart in charts}
+    assert len(windows) == 1
+
+
+def test_every_number_of_a_panel_stands_in_the_table_under_it(report: Report) -> None:
+    page = render(report)
+    for panel in report.development.panels:
+        part = page[page.index(f'id="panel-{panel.name}"') :]
+        rows = re.findall(r"<tr><td>([\d,]+)</td>(.*?)</tr>", part[: part.index("</table>")])
+        assert [int(step.replace(",", "")) for step, _ in rows] == report.development.steps
+        last = [float(cell) for cell in re.findall(r"<td>(-?[\d.]+)</td>", rows[-1][1])]
+        lines = sorted(panel.lines, key=lambda line: line.is_yardstick)
+        assert last == pytest.approx([line.values[-1] for line in lines], abs=5e-5)
+
+
+def test_curves_that_changed_phase_stand_in_the_order_in_which_they_did_and_the_others_with_their_reason(report: Report) -> None:
+    page = render(report)
+    part = page[page.index('id="panel-changes"') :]
+    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", part[: part.index("</table>")])
+    assert rows == [
+        ("Loss: the model", "1,466", "1,430 to 1,499"),
+        ("Heads: induction (L1H0)", "1,480", "1,452 to 1,507"),
+        ("Heads: previous token (L0H1)", "–", "–"),
+    ]
+    assert "rise 0.02, 0.2 needed" in part
+    assert "2 of 3 curves that were asked did" in Reader(part).text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -211,6 +252,75 @@ def test_the_step_axis_switches_between_linear_and_logarithmic(opened: Watched) 
     assert opened.page.evaluate(xs) == pytest.approx(linear, abs=0.11)
 
 
+def test_one_step_for_the_whole_page(opened: Watched, report: Report) -> None:
+    page = opened.page
+    assert opened.text(".stepper output") == "step 2,600"
+    page.locator(".stepper button").first.click()
+    assert opened.text(".stepper output") == "step 1,600"
+    assert page.locator(".lens").get_attribute("data-step") == "1500"  # the nearest that it has
+    assert opened.text("[data-heads-step]") == "1,600"
+    at = report.head_scores.steps.index(1600)
+    shown = page.locator("[data-view=heads] tbody tr").nth(2).locator("td").first.inner_text()
+    assert shown == f"{report.head_scores.scores[0].values[2][at]:.3f}"
+    assert page.locator(".sample:visible h3").all_inner_texts() == ["Step 2,600"]
+    assert set(page.eval_on_selector_all(".cursor", "nodes => nodes.map((node) => node.dataset.x)")) == {"1600"}
+    page.get_by_role("button", name="Show every step").click()
+    assert page.locator(".sample:visible").count() == 4
+
+
+def test_a_click_on_a_chart_goes_to_the_nearest_step_that_is_shown(opened: Watched) -> None:
+    chart = opened.page.locator("#panel-loss_by_position .wide svg")
+    chart.scroll_into_view_if_needed()
+    left, right, *_ = map(float, chart.get_attribute("data-frame").split())
+    box = chart.bounding_box()
+    scale = box["width"] / 860
+    chart.click(position={"x": (left + (right - left) * 300 / 2600) * scale, "y": 40})  # linear: the change is late
+    assert opened.text(".stepper output") == "step 256"
+    assert opened.page.locator(".sample:visible h3").all_inner_texts() == ["Step 64"]
+
+
+def test_the_keyboard_moves_through_training(opened: Watched) -> None:
+    opened.page.locator(".stepper input").focus()
+    opened.page.keyboard.press("Home")
+    assert opened.text(".stepper output") == "step 0"
+    assert opened.page.locator(".lens").get_attribute("data-step") == "0"
+    opened.page.keyboard.press("ArrowRight")
+    assert opened.page.locator(".lens").get_attribute("data-step") == "256"
+
+
+def test_heads_are_sorted_by_a_score_at_every_step_and_lead_to_their_pattern(opened: Watched, report: Report) -> None:
+    page, names = opened.page, "[data-view=heads] tbody th"
+    page.get_by_role("button", name="K-composition").click()
+    assert page.locator(names).all_inner_texts()[:2] == ["L1H0", "L1H1"]  # those of the first layer have none
+    page.get_by_role("button", name="K-composition").click()
+    assert page.locator(names).all_inner_texts()[:2] == ["L1H1", "L1H0"]
+    page.get_by_role("button", name="Previous token", exact=True).click()
+    assert page.locator(names).first.inner_text() == "L0H1"
+    page.locator(".stepper input").focus()
+    page.keyboard.press("Home")
+    score = report.head_scores.scores[1]
+    order = sorted(report.head_scores.heads, key=lambda head: -score.values[report.head_scores.heads.index(head)][0])
+    assert page.locator(names).all_inner_texts() == order
+    page.locator("[data-view=heads] button[data-head=L1H1]").click()
+    assert page.locator(".attention").get_attribute("data-head") == "L1H1"
+
+
+def test_neurons_are_sorted_and_lead_to_their_pages(opened: Watched) -> None:
+    page = opened.page
+    page.locator("#neuron_pages").get_by_role("button", name="highest").click()
+    links = page.locator("#neuron_pages tbody a")
+    assert links.all_inner_texts() == ["L2N137", "L0N3", "L1N200"]
+    assert links.first.get_attribute("href") == "neurons/L2N137.html"
+    assert page.locator("#neurons h3 a").get_attribute("href") == "neurons/L2N137.html"
+
+
+def test_on_paper_there_is_every_sample_and_no_control(opened: Watched) -> None:
+    opened.page.emulate_media(media="print")
+    assert opened.page.locator(".sample:visible").count() == 4
+    assert opened.page.locator(".stepper").is_hidden()
+    assert opened.page.locator(".scripted:visible").count() == 0
+
+
 def test_the_theme_follows_the_system_and_the_button(browser, report: Report, tmp_path: Path) -> None:
     path = write_report(report, tmp_path)[0]
     background = "getComputedStyle(document.documentElement).backgroundColor"
@@ -235,13 +345,13 @@ def test_a_table_is_saved_as_csv(opened: Watched) -> None:
 def test_hostile_text_runs_nothing_in_a_browser(browser, hostile_report: Report, tmp_path: Path) -> None:
     watched = Watched(browser, write_report(hostile_report, tmp_path)[0])
     page = watched.page
-    for selector in (".thumb", ".token", ".lens td", "#loss .wide svg", "#samples pre"):
+    for selector in (".thumb", ".token", ".lens td", "#loss .wide svg", "#samples pre:visible"):
         page.locator(selector).first.hover()
     page.locator(".thumb").nth(2).click()
     assert page.evaluate("document.querySelectorAll('img').length") == 0
     assert HOSTILE in watched.text("h1")
     assert HOSTILE in watched.text(".attention .said") + watched.text(".lens .said")
-    assert HOSTILE in page.locator("#samples pre").first.inner_text()
+    assert HOSTILE in page.locator("#samples pre:visible").first.inner_text()
     assert watched.wrongs == []
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from interp_gpt2.errors import AnalysisError
-from interp_gpt2.report.schema import Report, report_from_json
+from interp_gpt2.report.from_json import report_from_json
+from interp_gpt2.report.schema import Report
 
 
 def test_a_report_comes_back_from_json_as_it_went(report: Report) -> None:
@@ -33,7 +34,7 @@ def test_a_loss_that_was_not_finite_is_null(report: Report) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda found: found.update(format="interp_gpt2 report 0"), "expected 'interp_gpt2 report 1'"),
+        (lambda found: found.update(format="interp_gpt2 report 0"), "expected 'interp_gpt2 report 2'"),
         (lambda found: found["loss"].update(extra=1), "report.loss.*differ in extra"),
         (lambda found: found["heads"]["induction"].pop("uniform"), r"heads.induction.*differ in uniform"),
     ],

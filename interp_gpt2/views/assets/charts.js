@@ -2,10 +2,10 @@
 const numbersOf = (node, name) => node.dataset[name].split(' ').map(Number);
 
 function readChart(svg) {
-  const [left, right, low, high] = numbersOf(svg, 'frame');
+  const [left, right, low, high, top, bottom] = numbersOf(svg, 'frame');
   const scale = (x) => (svg.dataset.axis === 'steps' ? Math.log1p(x) : x);
   const place = (x) => left + ((right - left) * (scale(x) - scale(low))) / (scale(high) - scale(low) || 1);
-  return { left, right, place };
+  return { left, right, top, bottom, place };
 }
 
 function replaceX(svg) {
@@ -71,6 +71,28 @@ function hoverChart(svg) {
 }
 
 document.querySelectorAll('svg.chart').forEach(hoverChart);
+
+// The step that the page shows, as a line through every chart over steps; a click on one goes to the nearest of `steps`.
+function followSteps(steps) {
+  for (const svg of document.querySelectorAll('svg.chart[data-axis$="steps"]')) {
+    const { top, bottom } = readChart(svg);
+    const cursor = make('line', { class: 'cursor', y1: top, y2: bottom, 'data-x': steps[steps.length - 1] });
+    svg.append(cursor);
+    svg.classList.add('follows');
+    const follow = (step) => {
+      const x = readChart(svg).place(step).toFixed(1);
+      for (const [key, value] of Object.entries({ x1: x, x2: x, 'data-x': step })) cursor.setAttribute(key, value);
+    };
+    follow(steps[steps.length - 1]);
+    followers.push(follow);
+    svg.addEventListener('click', (event) => {
+      const box = svg.getBoundingClientRect();
+      const pixel = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
+      const { place } = readChart(svg);
+      goToStep(steps[nearestIndex(steps.map(place), pixel)]);
+    });
+  }
+}
 
 for (const button of document.querySelectorAll('button[data-axis-switch]')) {
   const charts = [...document.querySelectorAll('svg.chart[data-axis$="steps"]')];

@@ -51,16 +51,57 @@ function unpackBytes(base64) {
   return bytes;
 }
 
+// The step that a page shows. Whoever changes it tells the others, and each goes to the nearest step that it has.
+const followers = [];
+const nearestIndex = (steps, step) => steps.reduce((best, other, i) => (Math.abs(other - step) < Math.abs(steps[best] - step) ? i : best), 0);
+
+function goToStep(step, from = null) {
+  for (const follow of followers) if (follow !== from) follow(step);
+}
+
 function stepChooser(steps, choose) {
   const range = make('input', { type: 'range', min: 0, max: steps.length - 1, step: 1, 'aria-label': 'step' });
   range.value = steps.length - 1;
   const shown = make('output', {}, `step ${grouped(steps[steps.length - 1])}`);
-  range.addEventListener('input', () => {
-    shown.textContent = `step ${grouped(steps[range.value])}`;
+  const show = (index) => {
+    range.value = index;
+    shown.textContent = `step ${grouped(steps[index])}`;
     range.setAttribute('aria-valuetext', shown.textContent);
-    choose(Number(range.value));
+    choose(index);
+  };
+  const follow = (step) => {
+    const index = nearestIndex(steps, step);
+    if (index !== Number(range.value)) show(index);
+  };
+  followers.push(follow);
+  range.addEventListener('input', () => {
+    show(Number(range.value));
+    goToStep(steps[range.value], follow);
   });
   return make('label', {}, range, shown);
+}
+
+// A button in a head of a table sorts by its column; rows without a value there come last.
+function sortRows(table) {
+  const head = table.querySelector('th[aria-sort]');
+  if (!head) return;
+  const down = head.getAttribute('aria-sort') === 'descending';
+  const value = (row) => {
+    const said = row.cells[head.cellIndex].dataset.value;
+    return said === undefined || said === '' ? (down ? -Infinity : Infinity) : Number(said);
+  };
+  const rows = [...table.tBodies[0].rows].sort((a, b) => (down ? value(b) - value(a) : value(a) - value(b)) || 0);
+  table.tBodies[0].append(...rows);
+}
+
+for (const button of document.querySelectorAll('.neurons th button, .sortable th button[data-sort]')) {
+  button.addEventListener('click', () => {
+    const head = button.closest('th');
+    const down = head.getAttribute('aria-sort') !== 'descending';
+    for (const other of head.parentNode.children) other.removeAttribute('aria-sort');
+    head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
+    sortRows(button.closest('table'));
+  });
 }
 
 // Arrow keys move among `nodes`, of which only one can be reached by Tab. `columns` is the length of a row.
