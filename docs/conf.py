@@ -23,11 +23,14 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # files included from elsewhere begin at their own level
 
+smartquotes = False  # in a docstring "ln1" is what to type
+
 html_theme = "furo"
 html_title = f"interp_gpt2 {release}"
 html_static_path = ["_static"]
 html_css_files = ["docs.css"]
 html_copy_source = False
+html_use_index = False  # the search finds names
 html_show_sphinx = False
 pygments_style, pygments_dark_style = "friendly", "monokai"
 html_theme_options = {"navigation_with_keys": True}

@@ -172,7 +172,9 @@ def page(room: str, found: list[Module]) -> str:
         parts.append("\nThe commands themselves: {doc}`/generated/commands`.\n")
     if len(found) == 1:
         return "\n".join([*parts, *_body(found[0])])
-    rows = [[f"{{py:mod}}`{one.name}`", escaped(first_sentence(one.docstring))] for one in found[1:]]
+    rows = [
+        [f"{{py:mod}}`{one.name.rpartition('.')[2]} <{one.name}>`", escaped(first_sentence(one.docstring))] for one in found[1:]
+    ]
     parts += [table(["module", ""], rows), *_body(found[0])]
     for one in found[1:]:
         short = one.name.removeprefix("interp_gpt2.")
@@ -216,21 +218,22 @@ def summary(root: Path) -> str:
 
 
 def targets(root: Path) -> dict[str, str]:
-    """Every full name with its room, for links."""
+    """Every full name, of modules too, with the place where it is described: `cache#interp_gpt2.cache.ActivationCache`."""
     found = {}
     for room in rooms(root):
         for module in modules(root, room):
+            found[module.name] = f"{room}#module-{module.name}"
             for entry in module.entries:
                 for one in (entry, *entry.members):
-                    found[one.full_name] = room
+                    found[one.full_name] = f"{room}#{one.full_name}"
     return found
 
 
-def short_names(full_names: list[str]) -> dict[str, str]:
-    """What may stand for a full name in prose: any ending of it that is nobody else's.
+def short_names(full_names: list[str]) -> dict[str, list[str]]:
+    """What may stand for a full name in prose, with those it may stand for, in the order of the rooms: any ending that is nobody
+    else's; a class wherever there is one of that name; and a method that several classes have, for that of the noun.
 
-    A bare word that could be an ordinary one (`sweep`, `mean`) is not among them, and a method that several classes have means
-    that of the noun.
+    A bare word that could be an ordinary one (`sweep`, `mean`) is not among them.
     """
     found: dict[str, list[str]] = {}
     for full in full_names:
@@ -240,10 +243,9 @@ def short_names(full_names: list[str]) -> dict[str, str]:
     nouns = ("model.GPT2.", "shortcuts.Shortcuts.", "cache.ActivationCache.", "runs.run.Run.")
     out = {}
     for short, candidates in found.items():
-        if not re.search(r"[._A-Z]", short):
-            continue
-        of_nouns = [full for full in candidates if full.removeprefix("interp_gpt2.").startswith(nouns)]
-        chosen = candidates if len(candidates) == 1 else of_nouns
-        if len(chosen) == 1:
-            out[short] = chosen[0]
+        is_class = short[:1].isupper() and "." not in short
+        if not is_class and len(candidates) > 1:
+            candidates = [full for full in candidates if full.removeprefix("interp_gpt2.").startswith(nouns)]
+        if re.search(r"[._A-Z]", short) and (len(candidates) == 1 or is_class):
+            out[short] = candidates
     return out

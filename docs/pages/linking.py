@@ -8,17 +8,20 @@ from pages.api import short_names, targets
 
 def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Called for each page when its references are resolved."""
-    rooms: dict[str, str] = app.config.api_targets
-    short: dict[str, str] = app.config.api_short_names
+    places: dict[str, str] = app.config.api_targets
+    short: dict[str, list[str]] = app.config.api_short_names
+    here = f"{docname.removeprefix('generated/api/')}#"
     for literal in list(doctree.findall(nodes.literal)):
-        full = short.get(literal.astext().removesuffix("()"))
-        if full is None or literal.children != [c for c in literal.children if isinstance(c, nodes.Text)]:
+        candidates = short.get(literal.astext().removesuffix("()"), [])
+        if not candidates or literal.children != [c for c in literal.children if isinstance(c, nodes.Text)]:
             continue
         if any(isinstance(above, nodes.reference | nodes.title) for above in _above(literal)):
             continue
-        there = f"generated/api/{rooms[full]}"
+        full = next((one for one in candidates if places[one].startswith(here)), candidates[0])  # a page means its own
+        room, _, anchor = places[full].partition("#")
+        there = f"generated/api/{room}"
         uri = "" if there == docname else app.builder.get_relative_uri(docname, there)
-        link = nodes.reference("", "", internal=True, refuri=f"{uri}#{full}", classes=["name"])
+        link = nodes.reference("", "", internal=True, refuri=f"{uri}#{anchor}", classes=["name"])
         literal.replace_self(link)
         link += literal
 

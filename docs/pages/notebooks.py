@@ -1,7 +1,7 @@
 """Executed notebooks as pages: prose, code and what came out, without running anything.
 
-Of an output that has several forms the picture is taken, else an HTML table, else the text. Interactive views, whose scripts
-a page of documentation does not run, are shown by their picture or text.
+Of an output that has several forms an interactive view is taken (a frame that holds its whole page, and can reach nothing
+outside), else the picture, else an HTML table, else the text.
 """
 
 import base64
@@ -50,13 +50,15 @@ def _output(output: dict[str, Any], stem: Path, n_images: int) -> tuple[str, int
     if output["output_type"] == "stream":
         return _printed("".join(output["text"])), n_images
     data = output.get("data", {})
+    html = "".join(data.get("text/html", ""))
+    if "<iframe srcdoc=" in html:
+        return f'````{{raw}} html\n<div class="view">{html.strip()}</div>\n````\n', n_images
     if "image/png" in data:
         path = stem.with_name(f"{stem.name}-{n_images}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode("".join(data["image/png"])))
         return f"```{{image}} {path.name}\n:alt: {_alt(data)}\n:class: output\n```\n", n_images + 1
-    html = "".join(data.get("text/html", ""))
-    if "<table" in html and "<script" not in html and "<iframe" not in html:
+    if "<table" in html and "<script" not in html:
         return f'````{{raw}} html\n<div class="output">{_only_table(html)}</div>\n````\n', n_images
     return _printed("".join(data.get("text/plain", ""))), n_images
 
