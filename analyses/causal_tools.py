@@ -370,10 +370,10 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=1024)
     parser.add_argument("--out", type=Path, help="default: RUN/analyses")
     args = parser.parse_args()
-    out = args.out or args.run / "analyses"
-    out.mkdir(parents=True, exist_ok=True)
 
     model = Run(args.run).model(args.step).eval()
+    out = args.out or args.run / "analyses"
+    out.mkdir(parents=True, exist_ok=True)
     found = study(model, pairs_for(model, args.pairs, args.corruption), args.chains)
     print(*told(found), sep="\n")
     path = out / "causal_tools.json"

@@ -22,12 +22,12 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, help="default: RUN/analyses")
     args = parser.parse_args()
-    out = args.out or args.run / "analyses"
-    out.mkdir(parents=True, exist_ok=True)
 
     run = Run(args.run)
     if run.config.n_ctx < SHORTEST:
         parser.error(f"{run.name} has a context of {run.config.n_ctx}; early and late are told apart from {SHORTEST} on")
+    out = args.out or args.run / "analyses"
+    out.mkdir(parents=True, exist_ok=True)
     source, n_ctx = run.source(), run.config.n_ctx
     table = sweep(run, [analysis_named(name, source, n_ctx) for name in ("in_context_learning", "loss_by_token_class")])
 

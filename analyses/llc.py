@@ -32,10 +32,10 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=200, help="of each chain, after as many steps that are not counted")
     parser.add_argument("--out", type=Path, help="default: RUN/analyses")
     args = parser.parse_args()
-    out = args.out or args.run / "analyses"
-    out.mkdir(parents=True, exist_ok=True)
 
     run = Run(args.run)
+    out = args.out or args.run / "analyses"
+    out.mkdir(parents=True, exist_ok=True)
     tokens = training_windows(run.source(), run.config.n_ctx, args.sequences)
     settings = Langevin(args.step_size, args.localisation, args.chains, args.draws, args.draws)
     table = sweep(run, LocalLearningCoefficient(tokens, settings))
@@ -49,8 +49,7 @@ def main() -> None:
         print(f"step {step:>6}: {value}   ({doubt}, {row['llc_below_start']:.0%} of draws below the start)")
     paths = [save_rows(table, out / "llc.json")]
     if len(known):
-        figure = figures.curves(list(known.index), [list(known)], ["llc"], ("zero", 0.0), "Local learning coefficient", "")
-        figure.axes[0].set_ylim(min(0.0, known.min()) * 1.05, None)
+        figure = figures.curves(list(known.index), [list(known)], ["llc"], ("zero", 0.0), "Local learning coefficient", "lambda")
         paths += figures.save(figure, out / "llc.pdf")
     print("wrote", *paths)
 

@@ -24,10 +24,10 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--out", type=Path, help="default: RUN/analyses")
     args = parser.parse_args()
-    out = args.out or args.run / "analyses"
-    out.mkdir(parents=True, exist_ok=True)
 
     run = Run(args.run)
+    out = args.out or args.run / "analyses"
+    out.mkdir(parents=True, exist_ok=True)
     sequences = next(run.source().validation(run.config.n_ctx, args.sequences))
     table = sweep(run, LensByLayer(sequences[:, :-1]))
 

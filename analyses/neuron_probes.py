@@ -23,10 +23,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--out", type=Path, help="default: RUN/analyses")
     args = parser.parse_args()
-    out = args.out or args.run / "analyses"
-    out.mkdir(parents=True, exist_ok=True)
 
     run = Run(args.run)
+    out = args.out or args.run / "analyses"
+    out.mkdir(parents=True, exist_ok=True)
     data = probe_set(run.source().validation_documents(), run.tokenizer(), run.config.n_ctx, [args.label], args.tokens)
     steps = run.steps[:: -max(1, len(run.steps) // 12)][::-1]
     table = sweep(run, Probes(data), steps)

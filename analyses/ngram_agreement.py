@@ -20,10 +20,10 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, help="default: RUN/analyses")
     args = parser.parse_args()
-    out = args.out or args.run / "analyses"
-    out.mkdir(parents=True, exist_ok=True)
 
     run = Run(args.run)
+    out = args.out or args.run / "analyses"
+    out.mkdir(parents=True, exist_ok=True)
     table = sweep(run, analysis_named("ngram_agreement", run.source(), run.config.n_ctx))
     kl = table[table["metric"] == "agreement_kl"].pivot(index="label", columns="step", values="value")
     kl = kl.loc[list(dict.fromkeys(table["label"].dropna()))]

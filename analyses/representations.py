@@ -26,10 +26,10 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--out", type=Path, help="default: RUN/analyses")
     args = parser.parse_args()
-    out = args.out or args.run / "analyses"
-    out.mkdir(parents=True, exist_ok=True)
 
     run = Run(args.run)
+    out = args.out or args.run / "analyses"
+    out.mkdir(parents=True, exist_ok=True)
     source, n_ctx, first, last = run.source(), run.config.n_ctx, run.steps[0], run.steps[-1]
     tokens = held_out(source, n_ctx, args.sequences).inputs
     named = [analysis_named(name, source, n_ctx) for name in ("layer_similarity", "weight_spectra")]
@@ -47,15 +47,15 @@ def main() -> None:
     matrix.write_text(json.dumps({"steps": steps, "stream": "last", "cka": between.tolist()}, indent=1) + "\n")
     paths = [save_rows(table, out / "representations.json"), matrix, *figures.save(figure, out / "representations_cka.pdf")]
 
-    half = {label: next(step for step, value in zip(cka.columns, row, strict=True) if value > 0.5)
+    half = {label: next((step for step, value in zip(cka.columns, row, strict=True) if value > 0.5), "never")
             for label, row in zip(labels, cka.itertuples(index=False), strict=True)}  # fmt: skip
     moved = table[(table["metric"] == "weight_distance") & (table["step"] == last)].dropna(subset=["value"]).sort_values("value")
-    alike = ", ".join(f"{label} from step {step}" for label, step in half.items())
+    alike = ", ".join(f"{label} {step if step == 'never' else f'from step {step}'}" for label, step in half.items())
     furthest = moved.iloc[-1]
     told = f"{furthest['label']} moved most, by {furthest['value']:.1f} times its norm at step {first}"
     print(f"answer: half like the end (CKA 0.5): {alike}; {told}")
     for label, row in zip(labels, cka.itertuples(index=False), strict=True):
-        since = f"above one half from step {half[label]} (shuffled tokens {chance:.2f})"
+        since = f"above one half: from step {half[label]} (shuffled tokens {chance:.2f})"
         print(f"{label}: CKA with its end {row[0]:.2f} at step {first}, {since}")
     print(
         f"moved most from step {first}: "

@@ -5,7 +5,8 @@
 
 Activations of held-out text are stored (under RUN/analyses/activations, where a second call finds them), exported in SAELens's
 layout, and a TopK autoencoder is trained on them with SAELens. It is then spliced into the model on text that it has not seen:
-loss recovered beside zero and mean ablation, L0, explained variance, dead features. SAELens needs transformer-lens < 4.
+loss recovered beside zero and mean ablation, L0, explained variance, dead features; and the features that move the stream
+most have a page each, as neurons have. SAELens needs transformer-lens < 4.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import shutil
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,9 +23,17 @@ from interp_gpt2 import Run
 from interp_gpt2.activations.creating import Recording, create_store
 from interp_gpt2.activations.sae_lens import SAELensDataset, export_sae_lens
 from interp_gpt2.activations.texts import Texts
-from interp_gpt2.causal.splice import splice_scores
+from interp_gpt2.analysis.windows import Windows
+from interp_gpt2.causal.feature_history import feature_histories, strongest_features
+from interp_gpt2.causal.splice import splice, splice_scores
+from interp_gpt2.views import figures, save_neuron_pages
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 HELD_OUT = 64  # sequences that the autoencoder has not seen
+SHOWN = 20  # features with a page
 
 
 def options() -> argparse.Namespace:
@@ -71,7 +81,36 @@ def main() -> None:
         "dataset": {**asdict(found), "path": str(exported)},
     }
     path.write_text(json.dumps(record | {"scores": json.loads(table.to_json(orient="records"))}, indent=1))
-    print("wrote", path, out / f"sae-{args.at}")
+    picture = figures.save(losses(table, args.at), out / f"sae-{args.at}.pdf")
+    index = pages(run, step, sae, windows[-HELD_OUT:], out / f"sae-{args.at}-features")
+    print("wrote", path, out / f"sae-{args.at}", *picture, index)
+
+
+def pages(run: Run, step: int, sae: torch.nn.Module, windows: torch.Tensor, folder: Path) -> Path:
+    """Pages of the features that move the stream most, as of neurons, on these windows; the index of them."""
+    spliced, looked_at = splice(run.model(step), sae), Windows.of(windows)
+    features = strongest_features(spliced, looked_at, SHOWN)
+    histories = feature_histories(lambda _: spliced, [step], looked_at, features)
+    title, on = f"{run.name}, {spliced.splice.hook_point}", f"{len(windows)} held-out sequences"
+    return save_neuron_pages(histories, run.tokenizer().labels, folder, title, on)
+
+
+def losses(table: "DataFrame", at: str) -> "Figure":
+    """The loss of the model, through the autoencoder, and without what flows through the hook point, with intervals."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    names = {"loss_clean": "as it is", "loss_spliced": "through the features", "loss_mean": "its mean", "loss_zero": "zero"}
+    rows = table.set_index("metric").loc[list(names)]
+    with rc_context(figures.STYLE):
+        figure = Figure(figsize=(figures.COLUMN, 1.5), layout="constrained")
+        axes = figure.subplots()
+        for y, (metric, row) in enumerate(rows.iterrows()):
+            axes.plot([row["low"], row["high"]], [y, y], color=figures.COLOURS[1], linewidth=1, label=f"95 %, {names[metric]}")
+            axes.plot([row["value"]], [y], "o", color=figures.COLOURS[1], markersize=4, label=names[metric])
+        axes.set_yticks(range(len(names)), names.values())
+        axes.set(xlabel="nats per token", title=f"Loss, {at}", ylim=(len(names) - 0.5, -0.5))
+    return figure
 
 
 def trained(dataset: SAELensDataset, args: argparse.Namespace) -> torch.nn.Module:

@@ -28,10 +28,10 @@ def main() -> None:
     parser.add_argument("--train-steps", type=int, default=300)
     parser.add_argument("--out", type=Path, help="default: RUN/analyses")
     args = parser.parse_args()
-    out = args.out or args.run / "analyses"
-    out.mkdir(parents=True, exist_ok=True)
 
     run, training = Run(args.run), LensTraining(n_steps=args.train_steps)
+    out = args.out or args.run / "analyses"
+    out.mkdir(parents=True, exist_ok=True)
     tokens = held_out(run.source(), run.config.n_ctx, args.sequences).inputs
     records = []
     for step in run.steps[:: -args.every][::-1]:
@@ -55,7 +55,8 @@ def main() -> None:
 
 def verdict(table: pandas.DataFrame) -> str:
     """Whether the tuned lens is nearer to the output at every layer and checkpoint, or where it is not."""
-    rows = table[(table["metric"] == "tuned_minus_lens_kl") & (table["value"] != 0)]
+    of_output = table["layer"] == table["layer"].max()  # the same in both
+    rows = table[(table["metric"] == "tuned_minus_lens_kl") & ~of_output]
     not_better = rows[~(rows["high"] < 0)]
     if not_better.empty:
         return f"the tuned lens is nearer to the output than the logit lens at all {len(rows)} layers and checkpoints"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from interp_gpt2.errors import RunError
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -75,3 +77,28 @@ def test_phase_changes_of_the_demo_are_dated(ask):
     found = json.loads((out / "phase_changes.json").read_text())
     (curves,) = found.values()
     assert 700 < curves["induction, best head"]["change"]["step"] < 800
+    assert (out / "phase_changes.pdf").exists()
+    assert "demo-induction: width of" in (out / "phase_changes.csv").read_text()
+
+
+def test_two_models_differ_with_examples_and_a_figure(ask):
+    said, out = ask("model_diff", (700, 2000), "--sequences", "8", "--match")
+    assert "moved most: L1H0" in said
+    assert "looked at" in said
+    assert "4 of 4 stand where they stood" in said
+    record = json.loads((out / "model_diff_700_demo-induction_2000.json").read_text())
+    assert len(record["examples"]["neurons"]) == 3
+    assert set(record["examples"]["heads"]) >= {"L1H0"}
+    assert {pair["layer"] for pair in record["matched_heads"]} == {0, 1}
+    assert (out / "model_diff_700_demo-induction_2000.pdf").exists()
+
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "analyses").glob("*.py") if 'add_argument("run' in path.read_text())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_run_that_is_not_there_is_named_and_not_made(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, str(tmp_path / "demo-inductoin")])
+    with pytest.raises(RunError, match=r"there is no run at .*demo-inductoin"):
+        runpy.run_path(str(ROOT / f"analyses/{name}.py"), run_name="__main__")
+    assert not list(tmp_path.iterdir())
