@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -90,8 +91,11 @@ def test_the_commands_and_files_that_a_page_names_are_there(page: Path) -> None:
         assert command in COMMANDS, command
     for name in re.findall(r"`((?:analyses|benchmarks|notebooks|interp_gpt2)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
-    for name in re.findall(r"^:?`*\{(?:include|literalinclude)\} (\S+)", text, re.MULTILINE):
-        assert "generated/" in name or (page.parent / name).resolve().is_file(), name
+    for name, options in re.findall(r"^```\{(?:include|literalinclude)\} (\S+)\n(.*?)```", text, re.MULTILINE | re.DOTALL):
+        if "generated/" not in name:
+            included = (page.parent / name).read_text("utf-8")
+            for mark in re.findall(r'^:(?:start|end)-(?:after|at|before): "(.*)"$', options, re.MULTILINE):
+                assert mark in included, f"{name} has no {mark!r}"
 
 
 # ---------------------------------------------------------------------------------------------- tables from the package
@@ -261,5 +265,21 @@ def test_the_site_builds_without_a_warning_and_asks_the_network_for_nothing(tmp_
         loads = re.findall(r"<(?:script|img|iframe|source|embed|object)\b[^>]*?(?:src|data)=\"([^\"]+)\"", text)
         loads += re.findall(r"<link\b(?![^>]*rel=\"(?:canonical|license)\")[^>]*?href=\"([^\"]+)\"", text)
         assert not [one for one in loads if re.match(r"(?:https?:)?//", one)], page.name
+    assert not _dead_links(pages)
     for sheet in (tmp_path / "html" / "_static").rglob("*.css"):
         assert not re.findall(r"url\(\s*['\"]?(?:https?:)?//|@import", sheet.read_text("utf-8")), sheet.name
+
+
+def _dead_links(pages: list[Path]) -> list[str]:
+    """Links to pages, and to places on them, that are not there."""
+    texts = {page: re.sub(r'srcdoc="[^"]*"', "", page.read_text("utf-8")) for page in pages}
+    ids = {page: set(re.findall(r'\bid="([^"]+)"', text)) for page, text in texts.items()}
+    dead = []
+    for page, text in texts.items():
+        for link in re.findall(r'<a\b[^>]*?href="([^"]+)"', text):
+            name, _, anchor = map(unquote, link.partition("#"))
+            there = (page.parent / name).resolve() if name else page
+            gone = not there.exists() or (anchor and anchor not in ids.get(there, ()))
+            if gone and not re.match(r"https?:|mailto:", link):
+                dead.append(f"{page.name}: {link}")
+    return dead
