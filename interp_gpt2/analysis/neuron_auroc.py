@@ -149,14 +149,11 @@ def streamed_aurocs(batches: Iterable[Batch], labels: BinaryLabels, n_bins: int 
     """
     if n_bins < 2:
         raise AnalysisError(f"n_bins={n_bins}; AUROC needs at least 2 bins")
-    patterns, codes = _patterns(labels)
-    of_token = np.zeros(len(labels.counted), dtype=np.uint64)
-    of_token[labels.counted] = codes
     counts = None
     for values, rows in _calibrated(batches, labels.counted, n_bins * _CALIBRATION):
         if counts is None:
             counts = _Counts.empty(values, n_bins, len(labels.names))
-        counts.add(values, of_token[rows], patterns)
+        counts.add(values, labels.positive[rows])
     if counts is None:
         raise AnalysisError("there are no batches of activations to read")
     return counts.aurocs(labels)
@@ -187,13 +184,13 @@ def _calibrated(
 
 @dataclass(frozen=True, eq=False)
 class _Counts:
-    """How many tokens, and of each label how many positives, fell between the edges; and the extremes of each bin."""
+    """How many tokens, and positives of each label, fell between the edges; one value of each bin, and whether it has others."""
 
-    edges: Float[np.ndarray, "neuron edge"]
+    edges: Float[torch.Tensor, "neuron edge"]
     total: Int[np.ndarray, "neuron bin"]
-    positive: Int[np.ndarray, "neuron bin label"]
-    lowest: Float[np.ndarray, "neuron bin"]
-    highest: Float[np.ndarray, "neuron bin"]
+    positive: Int[np.ndarray, "label neuron bin"]
+    one: Float[torch.Tensor, "neuron bin"]
+    mixed: Bool[torch.Tensor, "neuron bin"]
 
     @classmethod
     def empty(cls, first: Float[np.ndarray, "neuron token"], n_bins: int, n_labels: int) -> "_Counts":
@@ -204,31 +201,40 @@ class _Counts:
         again[:, 1:] = edges[:, 1:] == edges[:, :-1]
         edges = np.sort(np.where(again, np.nextafter(edges, np.float32(np.inf)), edges), axis=1)
         shape = len(first), n_bins
-        counts = np.zeros(shape, np.int32), np.zeros((*shape, n_labels), np.int32)
-        return cls(edges, *counts, np.full(shape, np.inf, np.float32), np.full(shape, -np.inf, np.float32))
+        counts = np.zeros(shape, np.int32), np.zeros((n_labels, *shape), np.int32)
+        return cls(torch.from_numpy(edges), *counts, torch.full(shape, torch.nan), torch.zeros(shape, dtype=torch.bool))
 
-    def add(self, values: Float[np.ndarray, "neuron token"], codes: np.ndarray, patterns: np.ndarray) -> None:
-        patterns = patterns.astype(np.int32)
-        keys = _keys(values, codes)
-        keys.sort(axis=1)
-        values = np.sort(values, axis=1)
-        for neuron, (row, ordered) in enumerate(zip(keys, values, strict=True)):
-            ends = np.searchsorted(ordered, self.edges[neuron])
-            ends = np.concatenate([[0], ends, [len(ordered)]])
-            sizes = np.diff(ends)
-            so_far = np.zeros((len(ordered) + 1, patterns.shape[1]), np.int32)  # positives among the lowest, of each label
-            np.cumsum(patterns[_codes(row)], axis=0, out=so_far[1:])
-            self.total[neuron] += sizes
-            self.positive[neuron] += np.diff(so_far[ends], axis=0)
-            filled = np.flatnonzero(sizes)
-            self.lowest[neuron, filled] = np.minimum(self.lowest[neuron, filled], ordered[ends[filled]])
-            self.highest[neuron, filled] = np.maximum(self.highest[neuron, filled], ordered[ends[filled + 1] - 1])
+    def add(self, values: Float[np.ndarray, "neuron token"], positive: Bool[np.ndarray, "token label"]) -> None:
+        if not np.isfinite(values).all():
+            raise AnalysisError("an activation is not finite, so that it has no rank; has the model diverged?")
+        of_label = [torch.from_numpy(np.flatnonzero(column)) for column in positive.T]
+        size = max(1, _BLOCK // max(1, values.shape[1]))
+        for start in range(0, len(values), size):
+            block = slice(start, start + size)
+            self._add(block, torch.from_numpy(np.ascontiguousarray(values[block])), of_label)
+
+    def _add(self, block: slice, values: Float[torch.Tensor, "neuron token"], of_label: list[torch.Tensor]) -> None:
+        n_bins = self.total.shape[1]
+        at = torch.searchsorted(self.edges[block], values, right=True)  # the bin, (neuron, token)
+        mixed, one = self.mixed[block], self.one[block]
+        if not mixed.all():  # of what is no ReLU the first batch shows it, as a rule
+            fresh = one.isnan()
+            one[fresh] = torch.full_like(one, torch.nan).scatter_(1, at, values)[fresh]
+            differs = values != one.gather(1, at)
+            rows, columns = differs.nonzero(as_tuple=True)
+            mixed[rows, at[rows, columns]] = True
+        flat = at + n_bins * torch.arange(len(at))[:, None]
+        shape = len(at), n_bins
+        self.total[block] += torch.bincount(flat.flatten(), minlength=flat.shape[0] * n_bins).view(shape).numpy()
+        for label, columns in enumerate(of_label):
+            its = flat.index_select(1, columns).flatten()
+            self.positive[label, block] += torch.bincount(its, minlength=flat.shape[0] * n_bins).view(shape).numpy()
 
     def aurocs(self, labels: BinaryLabels) -> NeuronAurocs:
-        alike = self.lowest == self.highest
+        alike = ~self.mixed.numpy()
         found, errors = [], []
         for label in range(len(labels.names)):
-            positive = self.positive[..., label].astype(np.float64)
+            positive = self.positive[label].astype(np.float64)
             negative = self.total - positive
             pairs = float(labels.n_positive[label]) * float(labels.n_negative[label])
             below = np.cumsum(negative, axis=1) - negative / 2

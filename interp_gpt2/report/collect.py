@@ -219,7 +219,7 @@ def _of_weights(
     rows = table[table.metric == metric].pivot(index="label", columns="step", values="value").reindex(heads)
     values = [[None if math.isnan(value) else value for value in row] for row in rows.to_numpy(dtype=float).tolist()]
     yardstick, name = beside
-    level = float(table[table.metric == yardstick].value.iloc[0])
+    level = float(table[table.metric == yardstick].sort_values("step").value.iloc[-1])
     return schema.HeadScore(metric, title, measures, "weights", level, None, values, yardstick=name)
 
 

@@ -10,12 +10,12 @@ from interp_gpt2.errors import AnalysisError, InterpGPT2Error, RunError
 from interp_gpt2.files import written_atomically
 from interp_gpt2.report.from_json import report_from_json
 from interp_gpt2.report.inputs import training_config
-from interp_gpt2.report.pictures import HEAD_COLOURS, responsive
+from interp_gpt2.report.pictures import HEAD_COLOURS, responsive, step_scale
 from interp_gpt2.report.schema import Report
 from interp_gpt2.report.words import count, verdict
 from interp_gpt2.runs.run import SETTINGS, Run
 from interp_gpt2.views.html import document, tag
-from interp_gpt2.views.svg import Chart, Line, Rule, draw
+from interp_gpt2.views.svg import LINEAR, STEPS_LINEAR, STEPS_LOG, Chart, Line, Rule, draw
 
 REPORT, DATA = "report.html", "report.json"
 
@@ -118,7 +118,11 @@ def index_page(found: Sequence[Entry], title: str) -> str:
 
 def _table(found: Sequence[Entry]) -> Markup:
     names = ("run", "data", "seed", "parameters", "step", "checkpoints", "loss", "phase change")
-    head = [tag("th", {"scope": "col"}, tag("button", {"type": "button", "data-sort": ""}, name)) for name in names]
+    words = {"class": "words"}
+    head = [
+        tag("th", {"scope": "col"} | (words if name == "data" else {}), tag("button", {"type": "button", "data-sort": ""}, name))
+        for name in names
+    ]
     head += [tag("th", {"scope": "col"}, "validation"), tag("th", {"scope": "col", "class": "words"}, "found")]
     rows = [_row(i, entry, found) for i, entry in enumerate(found)]
     return tag("table", {"class": "numbers sortable"}, tag("thead", {}, tag("tr", {}, *head)), tag("tbody", {}, *rows))
@@ -159,6 +163,7 @@ def _spark(entry: Entry) -> Markup | str:
         x_label="step",
         y_label="",
         lines=[Line("", entry.steps, entry.losses, "c2", name=entry.name)],
+        x_scale=LINEAR,
         x_axis=False,
         y_axis=False,
         margins=(2.0, 2.0),
@@ -182,7 +187,9 @@ def _losses(data: str, found: Sequence[Entry]) -> Markup:
     ]
     losses = [entry.report.loss for entry in curves if entry.report and entry.report.loss]
     rules = [Rule(f"{one.name} {one.loss:.3f}", one.loss) for one in (losses[0].references if losses else ())]
-    chart = Chart(f"Validation loss on {data}", "step", "nats per token", lines, rules, size=(960, 300))
+    changed = any(entry.report and step_scale(entry.report) == STEPS_LINEAR for entry in curves)
+    scale = STEPS_LINEAR if changed else STEPS_LOG
+    chart = Chart(f"Validation loss on {data}", "step", "nats per token", lines, rules, x_scale=scale, size=(960, 300))
     figure = responsive(chart, replace(chart, size=(420, 300)))
     return tag("section", {}, tag("h2", {}, f"Validation loss on {data}"), figure)
 

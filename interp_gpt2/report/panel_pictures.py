@@ -38,7 +38,9 @@ def dates_figure(section: Development, report: Report) -> Markup:
     for i, change in enumerate(found):
         y, name = float(len(found) - 1 - i), f"{change.panel}: {change.curve}"
         lines.append(Line("", change.interval, [y, y], "c2 interval", name=name))
-        lines.append(Line(f"{change.curve} {count(change.step)}", [change.step], [y], "c2", dots=True, name=name))
+        alone = sum(other.panel == change.panel for other in section.changes) == 1
+        label = f"{change.panel if alone else change.curve} {count(change.step)}"
+        lines.append(Line(label, [change.step], [y], "c2", dots=True, name=name))
     chart = Chart(
         title="When each curve changed phase",
         x_label="step",

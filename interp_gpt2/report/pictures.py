@@ -135,7 +135,7 @@ def head_colours(report: Report) -> dict[str, str]:
 
 
 def head_figure(score: HeadScore, section: HeadScores, report: Report) -> Markup:
-    """One score of every head by step, the uniform head dashed. Heads that lead a score are coloured; of these, the one
+    """One score of every head by step, its yardstick dashed. Heads that lead a score are coloured; of these, the one
     that leads this score and those that end well away from the uniform head are named, the others when hovered."""
     colours, span = head_colours(report), _attention_range(section)
     apart = 0.1 * (span[1] - span[0]) * (1 if score.unit == "attention" else score.uniform)
@@ -154,7 +154,7 @@ def head_figure(score: HeadScore, section: HeadScores, report: Report) -> Markup
         x_label="step",
         y_label=score.unit,
         lines=lines,
-        rules=[Rule("uniform", score.uniform)],
+        rules=[Rule(score.yardstick, score.uniform)],
         window=change_window(report.phase_change),
         x_scale=step_scale(report),
         y_range=span if score.unit == "attention" else None,
@@ -164,12 +164,12 @@ def head_figure(score: HeadScore, section: HeadScores, report: Report) -> Markup
 
 
 def head_table(score: HeadScore, section: HeadScores) -> Table:
-    """Rows are steps, columns heads, the uniform head last."""
+    """Rows are steps, columns heads, the yardstick last."""
     rows = [
         [count(step), *(cell(values[i]) for values in score.values), cell(score.uniform)]
         for i, step in enumerate(section.steps)
     ]
-    return Table(f"heads-{score.name}", ["step", *section.heads, "uniform"], rows)
+    return Table(f"heads-{score.name}", ["step", *section.heads, score.yardstick], rows)
 
 
 def probe_figure(probe: Probe, section: Probes, report: Report) -> Markup:

@@ -43,7 +43,8 @@ def _change(report: Report) -> str:
     if change is None:
         asked = "head_scores" not in report.omitted
         return "No phase change found." if asked else "A phase change was not looked for: head scores were not computed."
-    return f"Changed phase at step {count(change.step)} (width {count(change.width)})"
+    low, high = change.step_interval
+    return f"Changed phase at step {count(change.step)} (95 %: {count(low)} to {count(high)}; width {count(change.width)})"
 
 
 def _heads(report: Report) -> str:

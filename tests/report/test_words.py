@@ -10,7 +10,8 @@ from interp_gpt2.report.words import change_sentence, fact, loss_sentence, verdi
 
 def test_a_phase_change_is_told_with_its_heads_and_their_yardsticks(report: Report) -> None:
     assert verdict(report) == (
-        "Changed phase at step 1,480 (width 210): L1H0 became an induction head (0.71; a uniform head scores 0.06). "
+        "Changed phase at step 1,480 (95 %: 1,452 to 1,507; width 210): L1H0 became an induction head "
+        "(0.71; a uniform head scores 0.06). "
         "The strongest previous-token head is L0H1 (0.43; a uniform head scores 0.05), in a layer below it."
     )
 
