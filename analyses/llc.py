@@ -49,7 +49,10 @@ def main() -> None:
         print(f"step {step:>6}: {value}   ({doubt}, {row['llc_below_start']:.0%} of draws below the start)")
     paths = [save_rows(table, out / "llc.json")]
     if len(known):
-        figure = figures.curves(list(known.index), [list(known)], ["llc"], ("zero", 0.0), "Local learning coefficient", "lambda")
+        near = known[by["llc_below_start"][known.index] <= DOWNHILL]
+        drawn, where = (near, "near a minimum") if len(near) > 1 else (known, "nowhere near a minimum")
+        title = f"Learning coefficient at steps {where}"
+        figure = figures.curves(list(drawn.index), [list(drawn)], ["llc"], ("zero", 0.0), title, "lambda")
         paths += figures.save(figure, out / "llc.pdf")
     print("wrote", *paths)
 

@@ -162,9 +162,11 @@ def scatter(found: ModelDiff, beside: str) -> "Figure":
             xs, ys = [part.yardstick for part in parts], [part.value for part in parts]
             axes.plot(xs, ys, ".", color=figures.COLOURS[1], markersize=3 if len(parts) < 100 else 1.5, label=kind)
             axes.axline((0, 0), slope=1, color=figures.GREY, linestyle="--", linewidth=0.8)
-            for part in found.most(kind, 3):
-                axes.annotate(part.label, (part.yardstick, part.value), fontsize=5.5, xytext=(2, 2), textcoords="offset points")
-            reach = 1.05 * max([*xs, *ys, 1e-9])
+            reach, taken = 1.05 * max([*xs, *ys, 1e-9]), []
+            for part in found.most(kind, 6):
+                if all(abs(part.value - height) > 0.06 * reach for height in taken):  # else names would lie on each other
+                    axes.annotate(part.label, (part.yardstick, part.value), fontsize=6, xytext=(2, 2), textcoords="offset points")
+                    taken.append(part.value)
             axes.set(xlim=(0, reach), ylim=(0, reach), title=f"{kind}: {unit}", xlabel=f"to {beside}", ylabel="moved")
     return figure
 
