@@ -42,7 +42,7 @@ class HeadCopying(Analysis):
         model = _with_heads(model)
         rows: list[Row] = []
         for metric, scores in (("copying", full_ov_copying_scores(model)), ("ov_copying", ov_copying_scores(model))):
-            rows.append({"metric": f"{metric}_random_std", "value": scores.random_std})
+            rows.append({"metric": f"{metric}_random_std", "value": _known(scores.random_std)})
             for layer, values in enumerate(scores.values.tolist()):
                 rows += [{"metric": metric, **_head(layer, head), "value": _known(value)} for head, value in enumerate(values)]
         return rows

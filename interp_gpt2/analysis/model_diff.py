@@ -5,6 +5,7 @@ says something only next to that of models which have nothing, or everything, in
 between two seeds, whose heads and neurons are in no common order, see `model_matching`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +190,8 @@ class DiffFromStep(Analysis):
 
     "diff_kl" (nats per token, from the checkpoint's predictions), "diff_top1" (share of tokens with the same first choice),
     "diff_weights" by part, "diff_pattern" by head, and "diff_neuron" by layer (the median neuron's 1 - correlation); each
-    with "..._untrained" beside it, the checkpoint's distance from an untrained model.
+    with "..._untrained" beside it, the checkpoint's distance from an untrained model. What has no number (biases that began at 0,
+    neurons that never change) has no value.
     """
 
     run: str
@@ -214,8 +216,8 @@ class DiffFromStep(Analysis):
         rows: list[Row] = []
 
         def add(metric: str, value: float, yardstick: float, **where: int | str | None) -> None:
-            rows.append({"metric": metric, **where, "value": value})
-            rows.append({"metric": f"{metric}_untrained", **where, "value": yardstick})
+            for name, number in ((metric, value), (f"{metric}_untrained", yardstick)):
+                rows.append({"metric": name, **where, "value": None if math.isnan(number) else number})
 
         add("diff_kl", said.kl, said.kl_yardstick)
         add("diff_top1", said.agreement, said.agreement_yardstick)

@@ -86,5 +86,8 @@ def test_a_head_of_no_weights_has_no_number_and_a_model_of_no_layers_is_refused(
     with torch.no_grad():
         model.blocks[0].attn.proj.weight.zero_()
     assert by(HeadCopying()(model), "ov_copying")["L0H0"] is None
+    with torch.no_grad():
+        model.wte.weight.zero_()
+    assert by(HeadCopying()(model), "copying_random_std") == {None: None}, "between embeddings of zeros nothing copies"
     with pytest.raises(AnalysisError, match="no layers"):
         HeadCopying()(GPT2(GPT2Config(n_layers=0, n_heads=1, d_model=8, d_vocab=5, n_ctx=4)).eval())

@@ -172,6 +172,9 @@ def test_a_sweep_measures_every_step_from_one(markov_run, tmp_path) -> None:
     rows = table[(table.step == 0) & (table.metric == "diff_pattern")]
     assert dict(zip(rows.label, rows.value, strict=True)) == pytest.approx({part.label: part.value for part in direct.heads})
     assert set(table.metric) >= {"diff_kl_untrained", "diff_weights_untrained", "diff_neuron", "diff_top1"}
+    from_start = DiffFromStep.of(markov_run, 0, windows)(markov_run.model(9))
+    biases = [row for row in from_start if row["metric"] == "diff_weights" and row["label"] == "L0 attention bias"]
+    assert [row["value"] for row in biases] == [None], "they began at 0: no share of that"
     stale = replace(DiffFromStep.of(markov_run, 9, windows), sha256="0")
     with pytest.raises(AnalysisError, match="is not what it was"):
         stale(markov_run.model(0))
