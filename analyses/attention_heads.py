@@ -10,7 +10,7 @@ from pathlib import Path
 
 from interp_gpt2 import Run, sweep
 from interp_gpt2.analysis.attention_patterns import METRICS, HeadScores
-from interp_gpt2.analysis.development import best_head_curve
+from interp_gpt2.analysis.development import MIN_CHECKPOINTS, best_head_curve
 from interp_gpt2.sweeps import save_rows
 from interp_gpt2.views import figures
 
@@ -29,7 +29,8 @@ def main() -> None:
     sequences = next(run.source().validation(run.config.n_ctx, args.sequences))
     table = sweep(run, HeadScores(sequences[:, :-1]))
     curve = best_head_curve(table, args.score)
-    change = curve.growth.phase_change
+    growth = curve.growth if len(curve.steps) >= MIN_CHECKPOINTS else None
+    change = None if growth is None else growth.phase_change
 
     scores = table[table["metric"] == args.score].pivot(index="label", columns="step", values="value")
     window = (change.step - change.width / 2, change.step + change.width / 2) if change else None
@@ -38,7 +39,8 @@ def main() -> None:
     )
     paths = [save_rows(table, out / "attention_heads.json"), *figures.save(figure, out / f"attention_heads_{args.score}.pdf")]
     best = f"{curve.heads[-1]} scores {curve.values[-1]:.2f} at step {curve.steps[-1]}, a uniform head {curve.uniform[-1]:.2f}"
-    print(f"answer: {args.score}: {best}; {curve.growth.verdict}")
+    since = f"{len(curve.steps)} checkpoints are too few to look for a phase change" if growth is None else growth.verdict
+    print(f"answer: {args.score}: {best}; {since}")
     print("wrote", *paths)
 
 

@@ -93,6 +93,13 @@ def test_two_models_differ_with_examples_and_a_figure(ask):
     assert (out / "model_diff_700_demo-induction_2000.pdf").exists()
 
 
+@pytest.mark.parametrize("name", ["attention_heads", "logit_lens", "ngram_agreement", "representations"])
+def test_a_run_of_its_first_checkpoint_alone_is_answered(ask, name):
+    said, out = ask(name, (0,), *(["--sequences", "8"] if name != "ngram_agreement" else []))
+    assert said.startswith("answer: ")
+    assert [path.suffix for path in out.iterdir()].count(".pdf") == 1
+
+
 SCRIPTS = sorted(path.stem for path in (ROOT / "analyses").glob("*.py") if 'add_argument("run' in path.read_text())
 
 
