@@ -24,6 +24,11 @@ def as_list(values: Any, digits: int = 4) -> list[Any]:
     return _nested(flat, array.shape)
 
 
+def storable(text: str) -> str:
+    """`text` for a table: a lone surrogate, which UTF-8 cannot hold, written out, as in \\ud800."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _nested(flat: list[Any], shape: Sequence[int]) -> list[Any]:
     if len(shape) <= 1:
         return flat

@@ -1,17 +1,24 @@
 """Attention patterns to look at: every head as a thumbnail, one enlarged, tokens that show what they attend to."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
 from interp_gpt2.errors import AnalysisError
-from interp_gpt2.views.arrays import as_array
-from interp_gpt2.views.html import View, json_script, tag
+from interp_gpt2.views.arrays import as_array, storable
+from interp_gpt2.views.html import json_script, tag
+from interp_gpt2.views.view import View
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -85,11 +92,45 @@ def attention_view(
     """Every head's attention on one sequence: thumbnails, one head enlarged, and the tokens as text.
 
     `labels` are the printable tokens; `patterns` rows are queries and columns keys, in [0, 1]; with `steps`, a slider
-    moves through training. Weights are shown to 1/255. Raises AnalysisError as `pack_attention` does.
+    moves through training. Weights are shown to 1/255, and `.data` has what is shown. Raises AnalysisError as
+    `pack_attention` does.
     """
     data = pack_attention(labels, patterns, steps, notes)
-    rows = min(data.shape[1] * 90, 560)
-    return View(title, data, attention_fragment(data), height=760 + rows)
+    made = partial(attention_table, data), partial(_overview, data, title)
+    return View(title, data, attention_fragment(data), *made, height=_height(data))
+
+
+def _height(data: AttentionData) -> int:
+    """In a notebook, as views/assets/attention.js lays it out: of few heads a layer, 150 pixels a row of them."""
+    _, n_layers, n_heads = data.shape[:3]
+    lines = math.ceil(sum(len(token) + 1 for token in data.tokens) / (90 if n_heads > 4 else 55))
+    heads = n_layers * max(16, min(60, 440 // n_heads)) if n_heads > 4 else 150 * n_layers
+    return 250 + 24 * lines + max(heads, 450 if n_heads > 4 else 640)
+
+
+def _overview(data: AttentionData, title: str) -> "Figure":
+    from interp_gpt2.views.stills import attention_overview
+
+    return attention_overview(data, title=title)
+
+
+def attention_table(data: AttentionData) -> "DataFrame":
+    """A row for each weight of a query on a key that it can see: step, layer, head, the two positions and tokens."""
+    import pandas
+
+    queries, keys = np.tril_indices(len(data.tokens))
+    weights = data.patterns()[..., queries, keys]  # (step, layer, head, pair)
+    step, layer, head, pair = np.unravel_index(np.arange(weights.size), weights.shape)
+    codes, words = pandas.factorize(
+        np.array([*map(storable, data.tokens)], dtype=object)
+    )  # of a million rows, each label is held once
+
+    def tokens(at: np.ndarray) -> pandas.Categorical:
+        return pandas.Categorical.from_codes(codes[at], categories=words)
+
+    query, key = queries[pair], keys[pair]
+    columns = {"step": np.array(data.steps)[step], "layer": layer, "head": head, "query": query, "query_token": tokens(query)}
+    return pandas.DataFrame(columns | {"key": key, "key_token": tokens(key), "weight": weights.ravel()})
 
 
 def attention_fragment(data: AttentionData) -> Markup:

@@ -6,15 +6,19 @@ enters: q, k or v, whose ports stand in that order below the head.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from interp_gpt2.errors import AnalysisError
-from interp_gpt2.views.html import View, asset, tag
+from interp_gpt2.views.html import asset, tag
 from interp_gpt2.views.layered import Box, Layout, Link, layered
+from interp_gpt2.views.view import View
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from interp_gpt2.causal.circuit import Circuit
     from interp_gpt2.causal.graph import Node
 
@@ -70,7 +74,14 @@ def circuit_view(circuit: "Circuit", title: str = "Circuit", scores: str = "scor
     `scores` says what the scores are, for instance "EAP, logit difference". Raises AnalysisError as `pack_circuit` does.
     """
     data = pack_circuit(circuit, scores)
-    return View(title, data, circuit_fragment(data), height=min(900, 260 + 64 * len(data.row_labels)))
+    made = circuit.to_frame, partial(_figure, circuit, title, scores)
+    return View(title, data, circuit_fragment(data), *made, height=min(900, 260 + 64 * len(data.row_labels)))
+
+
+def _figure(circuit: "Circuit", title: str, scores: str) -> "Figure":
+    from interp_gpt2.views.circuit_figures import circuit_figure
+
+    return circuit_figure(circuit, title, scores)
 
 
 def circuit_fragment(data: CircuitData) -> Markup:
@@ -109,7 +120,7 @@ def summary(data: CircuitData) -> str:
 
 
 @dataclass(frozen=True)
-class _Sheet:
+class Plan:
     """Where things are on the page: x by the layout, y by row, from the top."""
 
     layout: Layout
@@ -128,7 +139,7 @@ class _Sheet:
 
 def drawing(data: CircuitData, title: str = "Circuit", style: Markup | str = "") -> Markup:
     """The circuit as one `<svg>`; its style is views/assets/circuit.css, on the page or given."""
-    sheet = _sheet(data)
+    plan = plan_of(data)
     edges = sorted(data.edges, key=lambda edge: abs(edge["score"] or 0))  # the strongest on top
     text = f"{title}: {summary(data)}"
     return tag(
@@ -136,28 +147,28 @@ def drawing(data: CircuitData, title: str = "Circuit", style: Markup | str = "")
         {
             "xmlns": "http://www.w3.org/2000/svg",
             "class": "layered",
-            "viewBox": f"0 0 {sheet.width:.0f} {sheet.height:.0f}",
-            "width": f"{sheet.width:.0f}",
-            "height": f"{sheet.height:.0f}",
+            "viewBox": f"0 0 {plan.width:.0f} {plan.height:.0f}",
+            "width": f"{plan.width:.0f}",
+            "height": f"{plan.height:.0f}",
             "role": "group",
             "aria-label": text,
         },
         style,
         tag("title", {}, text),
-        *_bands(data, sheet),
-        tag("g", {"class": "edges"}, *(_edge(edge, sheet) for edge in edges)),
-        tag("g", {"class": "nodes"}, *(_node(node["node"], data, sheet) for node in data.nodes)),
-        *_legend(data, sheet),
+        *_bands(data, plan),
+        tag("g", {"class": "edges"}, *(_edge(edge, plan) for edge in edges)),
+        tag("g", {"class": "nodes"}, *(_node(node["node"], data, plan) for node in data.nodes)),
+        *_legend(data, plan),
     )
 
 
-def _sheet(data: CircuitData) -> _Sheet:
+def plan_of(data: CircuitData) -> Plan:
     boxes = [Box(node["node"], node["row"], 7.2 * len(node["node"]) + 22) for node in data.nodes]
     layout = layered(boxes, [_link(edge) for edge in data.edges], GAP, LANE)
     n_rows = len(data.row_labels)
     arriving = [0] * n_rows
     for edge in data.edges:
-        arriving[layout.boxes[_target(edge)].row] += 1
+        arriving[layout.boxes[target_of(edge)].row] += 1
     y, tops = MARGIN, [0.0] * n_rows
     for row in reversed(range(n_rows)):
         tops[row] = y
@@ -165,23 +176,23 @@ def _sheet(data: CircuitData) -> _Sheet:
     width = max(layout.width + LABELS + 2 * MARGIN, 480)
     largest = max((abs(edge["score"] or 0) for edge in data.edges), default=0.0) or 1.0
     legend = tops[0] + NODE_HEIGHT + 32
-    height = legend + LINE * (1 + max(line for _, _, line in _keys(data, width, largest)))
-    return _Sheet(layout, tops, width, height, legend, largest)
+    height = legend + LINE * (1 + max(line for _, _, line in keys_of(data, width, largest)))
+    return Plan(layout, tops, width, height, legend, largest)
 
 
 def _link(edge: dict[str, Any]) -> Link:
-    return Link(edge["sender"], _target(edge), _sign(edge["score"]))
+    return Link(edge["sender"], target_of(edge), sign_of(edge["score"]))
 
 
-def _target(edge: dict[str, Any]) -> str:
+def target_of(edge: dict[str, Any]) -> str:
     return edge["receiver"].partition(".")[0]
 
 
-def _port(edge: dict[str, Any]) -> str:
+def port_of(edge: dict[str, Any]) -> str:
     return edge["receiver"].partition(".")[2]
 
 
-def _sign(score: float | None) -> str:
+def sign_of(score: float | None) -> str:
     return "plain" if not score else "more" if score > 0 else "less"
 
 
@@ -189,46 +200,50 @@ def _said(score: float | None) -> str:
     return "" if score is None else f"{score:+.3g}".replace("-", "−")
 
 
-def _bands(data: CircuitData, sheet: _Sheet) -> list[Markup]:
+def _bands(data: CircuitData, plan: Plan) -> list[Markup]:
     """A shade behind every row of nodes, with its name at the left."""
     parts = []
-    for top, label in zip(sheet.tops, data.row_labels, strict=True):
-        where = {"class": "row", "x": 0.0, "y": top - 5, "width": sheet.width, "height": NODE_HEIGHT + 10}
+    for top, label in zip(plan.tops, data.row_labels, strict=True):
+        where = {"class": "row", "x": 0.0, "y": top - 5, "width": plan.width, "height": NODE_HEIGHT + 10}
         parts.append(tag("rect", where))
         parts.append(tag("text", {"class": "row-label", "x": 8.0, "y": top + NODE_HEIGHT / 2 + 4}, label))
     return parts
 
 
-def _edge(edge: dict[str, Any], sheet: _Sheet) -> Markup:
-    css = " ".join(part for part in ("edge", _sign(edge["score"]), _port(edge)) if part)
-    ends = {"data-from": edge["sender"], "data-to": _target(edge)}
+def _edge(edge: dict[str, Any], plan: Plan) -> Markup:
+    css = " ".join(part for part in ("edge", sign_of(edge["score"]), port_of(edge)) if part)
+    ends = {"data-from": edge["sender"], "data-to": target_of(edge)}
     title = edge["edge"] + (f": {_said(edge['score'])}" if edge["score"] is not None else "")
-    path = {"class": css, "d": _path(edge, sheet), "stroke-width": f"{sheet.stroke(edge['score']):.2f}", **ends}
+    path = {"class": css, "d": _path(edge, plan), "stroke-width": f"{plan.stroke(edge['score']):.2f}", **ends}
     return tag("path", path, tag("title", {}, title))
 
 
-def _path(edge: dict[str, Any], sheet: _Sheet) -> str:
-    """Up from the sender's top, straight through its lanes, into the receiver's port."""
-    layout = sheet.layout
-    x, y = sheet.x(layout.of(edge["sender"])), sheet.tops[layout.boxes[edge["sender"]].row]
-    parts = [f"M{x:.1f} {y:.1f}"]
-    stops = [(sheet.x(at), sheet.tops[row] + NODE_HEIGHT + 5, sheet.tops[row] - 5) for row, at in layout.lanes(_link(edge))]
-    target = _target(edge)
-    end = sheet.tops[layout.boxes[target].row] + NODE_HEIGHT
-    stops.append((sheet.x(layout.of(target)) + PORTS.get(_port(edge), 0.0), end, end))
+def _path(edge: dict[str, Any], plan: Plan) -> str:
+    return "".join(f"{command}{' '.join(f'{number:.1f}' for number in numbers)}" for command, numbers in route(edge, plan))
+
+
+def route(edge: dict[str, Any], plan: Plan) -> list[tuple[str, tuple[float, ...]]]:
+    """Up from the sender's top, straight through its lanes, into the receiver's port: SVG's M, C and V with their numbers."""
+    layout = plan.layout
+    x, y = plan.x(layout.of(edge["sender"])), plan.tops[layout.boxes[edge["sender"]].row]
+    parts: list[tuple[str, tuple[float, ...]]] = [("M", (x, y))]
+    stops = [(plan.x(at), plan.tops[row] + NODE_HEIGHT + 5, plan.tops[row] - 5) for row, at in layout.lanes(_link(edge))]
+    target = target_of(edge)
+    end = plan.tops[layout.boxes[target].row] + NODE_HEIGHT
+    stops.append((plan.x(layout.of(target)) + PORTS.get(port_of(edge), 0.0), end, end))
     for to_x, bottom, top in stops:
         middle = (y + bottom) / 2
-        parts.append(f"C{x:.1f} {middle:.1f} {to_x:.1f} {middle:.1f} {to_x:.1f} {bottom:.1f}")
+        parts.append(("C", (x, middle, to_x, middle, to_x, bottom)))
         if top != bottom:
-            parts.append(f"V{top:.1f}")
+            parts.append(("V", (top,)))
         x, y = to_x, top
-    return "".join(parts)
+    return parts
 
 
-def _node(label: str, data: CircuitData, sheet: _Sheet) -> Markup:
-    box = sheet.layout.boxes[label]
-    middle, top = sheet.x(sheet.layout.of(label)), sheet.tops[box.row]
-    into = [edge for edge in data.edges if _target(edge) == label]
+def _node(label: str, data: CircuitData, plan: Plan) -> Markup:
+    box = plan.layout.boxes[label]
+    middle, top = plan.x(plan.layout.of(label)), plan.tops[box.row]
+    into = [edge for edge in data.edges if target_of(edge) == label]
     out = [edge for edge in data.edges if edge["sender"] == label]
     said = f"{label}: {_strongest(into, 'reads', _source)}; {_strongest(out, 'is read by', lambda edge: edge['receiver'])}"
     corners = 15 if label in ("embed", "logits") else 6 if label.startswith("L") else 0
@@ -236,7 +251,7 @@ def _node(label: str, data: CircuitData, sheet: _Sheet) -> Markup:
     ports = [
         tag("text", {"class": "port", "x": round(middle + offset, 1), "y": top + NODE_HEIGHT - 4, "text-anchor": "middle"}, name)
         for name, offset in PORTS.items()
-        if any(_port(edge) == name for edge in into)
+        if any(port_of(edge) == name for edge in into)
     ]
     attributes = {"class": "node", "data-node": label, "tabindex": "0", "role": "img", "aria-label": said}
     text = {"x": round(middle, 1), "y": top + (14 if ports else NODE_HEIGHT / 2 + 4), "text-anchor": "middle"}
@@ -244,7 +259,7 @@ def _node(label: str, data: CircuitData, sheet: _Sheet) -> Markup:
 
 
 def _source(edge: dict[str, Any]) -> str:
-    return edge["sender"] + (f" as {_port(edge)}" if _port(edge) else "")
+    return edge["sender"] + (f" as {port_of(edge)}" if port_of(edge) else "")
 
 
 def _strongest(edges: Sequence[dict[str, Any]], verb: str, name: Callable[[dict[str, Any]], str]) -> str:
@@ -256,9 +271,9 @@ def _strongest(edges: Sequence[dict[str, Any]], verb: str, name: Callable[[dict[
     return f"{verb} " + ", ".join(shown) + (f" and {len(edges) - 6} more" if len(edges) > 6 else "")
 
 
-def _keys(data: CircuitData, width: float, largest: float) -> list[tuple[tuple[str, str, str], float, int]]:
-    """What is explained: (sign, port, text), where it begins and on which line; only what there is."""
-    signs, ports = {_sign(edge["score"]) for edge in data.edges}, {_port(edge) for edge in data.edges}
+def keys_of(data: CircuitData, width: float, largest: float, char: float = CHAR) -> list[tuple[tuple[str, str, str], float, int]]:
+    """What is explained: (sign, port, text), where it begins and on which line; only what there is. `char`: a letter's width."""
+    signs, ports = {sign_of(edge["score"]) for edge in data.edges}, {port_of(edge) for edge in data.edges}
     keys = [("more", "", f"{data.scores} > 0")] if "more" in signs else []
     keys += [("less", "", f"{data.scores} < 0")] if "less" in signs else []
     keys += [("plain", "", f"{data.scores} 0")] if len(signs) > 1 and "plain" in signs else []
@@ -266,7 +281,7 @@ def _keys(data: CircuitData, width: float, largest: float) -> list[tuple[tuple[s
     keys += [("", "", f"widest: {largest:.3g}")] if signs - {"plain"} else []
     x, line, placed = MARGIN, 0, []
     for key in [*keys, ("", "", "read upwards")]:
-        needed = (34 if key[0] else 0) + CHAR * len(key[2])
+        needed = (34 if key[0] else 0) + char * len(key[2])
         if x > MARGIN and x + needed > width - MARGIN:
             x, line = MARGIN, line + 1
         placed.append((key, x, line))
@@ -274,11 +289,11 @@ def _keys(data: CircuitData, width: float, largest: float) -> list[tuple[tuple[s
     return placed
 
 
-def _legend(data: CircuitData, sheet: _Sheet) -> list[Markup]:
+def _legend(data: CircuitData, plan: Plan) -> list[Markup]:
     """What colour, width and dashes mean."""
     parts = []
-    for (sign, port, text), x, line in _keys(data, sheet.width, sheet.largest):
-        y = sheet.legend + LINE * line
+    for (sign, port, text), x, line in keys_of(data, plan.width, plan.largest):
+        y = plan.legend + LINE * line
         if sign:
             swatch = {"class": f"edge key {sign} {port}".strip(), "d": f"M{x:.1f} {y:.1f}h28", "stroke-width": "2.5"}
             parts.append(tag("path", swatch))

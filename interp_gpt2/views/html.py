@@ -1,4 +1,4 @@
-"""Whole HTML pages that need nothing but themselves: escaping, the security policy, and `View`.
+"""Whole HTML pages that need nothing but themselves: escaping and the security policy.
 
 Text from a model, a tokenizer or a file is hostile until shown otherwise: a training text may well contain
 `</script><img src=x onerror=alert(1)>`. The first wall is escaping, everywhere: `markupsafe` for text, `json_script` for
@@ -11,17 +11,14 @@ import hashlib
 import json
 import math
 import unicodedata
-from dataclasses import dataclass
 from functools import cache
-from html import escape as escape_html
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 
 STYLES = ("base.css", "charts.css", "views.css", "circuit.css", "patching.css", "report.css", "neurons.css")
-SCRIPTS = ("common.js", "charts.js", "attention.js", "lens.js", "circuit.js", "patching.js", "neurons.js")
+SCRIPTS = ("common.js", "charts.js", "attention.js", "lens.js", "circuit.js", "patching.js", "neurons.js", "report.js")
 
 # Characters that reorder or hide the text around them (bidirectional controls, zero-width characters and joiners).
 _DECEPTIVE = {"Cf", "Cc", "Cs", "Zl", "Zp"}
@@ -103,37 +100,3 @@ def document(title: str, body: Markup) -> str:
         "<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n<script>{script}</script>\n</body>\n</html>\n"
     ).format(policy=Markup(policy), title=printable(title), style=Markup(style), body=body, script=Markup(script))
     return str(page)  # a Markup would escape what is replaced in it
-
-
-@dataclass(frozen=True)
-class View:
-    """A picture to hover and click, for a notebook, a file or a report.
-
-    `data` holds every number in it, `fragment` is its HTML (which needs the page of `document` around it), `height` its
-    height in a notebook, in pixels.
-    """
-
-    title: str
-    data: Any
-    fragment: Markup
-    height: int = 600
-
-    def save(self, path: str | Path) -> Path:
-        """Write the view as one self-contained HTML file, which opens from disk without a network."""
-        path = Path(path)
-        path.write_text(document(self.title, self._body()), encoding="utf-8", newline="\n")
-        return path
-
-    def _body(self) -> Markup:
-        return tag("main", {"class": "single"}, tag("h1", {}, self.title) if self.title else "", self.fragment)
-
-    def _repr_html_(self) -> str:
-        # A frame of its own: neither the notebook's style nor another view's script can reach into it.
-        page = escape_html(document(self.title, self._body()), quote=True)
-        return (
-            f'<iframe srcdoc="{page}" width="100%" height="{self.height}" frameborder="0" '
-            f'sandbox="allow-scripts allow-downloads"></iframe>'
-        )
-
-    def __repr__(self) -> str:
-        return f"View({self.title!r}); .save('view.html') writes it, .data holds its numbers"

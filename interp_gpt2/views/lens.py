@@ -2,16 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
 
 from interp_gpt2.errors import AnalysisError
-from interp_gpt2.views.arrays import as_array, as_list
-from interp_gpt2.views.html import View, json_script, tag
+from interp_gpt2.views.arrays import as_array, as_list, storable
+from interp_gpt2.views.html import json_script, tag
+from interp_gpt2.views.view import View
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
     from interp_gpt2.analysis.logit_lens import LogitLens
 
 
@@ -104,7 +110,31 @@ def lens_view(
     `labels` are the printable tokens of the vocabulary. Raises AnalysisError as `pack_lens` does.
     """
     data = pack_lens(tokens, labels, lenses, steps)
-    return View(title, data, lens_fragment(data), height=380 + 28 * len(data.layers))
+    made = partial(lens_frame, data), partial(_table_figure, data, title)
+    return View(title, data, lens_fragment(data), *made, height=380 + 28 * len(data.layers))
+
+
+def _table_figure(data: LensData, title: str) -> "Figure":
+    from interp_gpt2.views.figures import STATISTICS, lens_table
+
+    return lens_table(data, title=f"{title}, step {data.steps[-1]:,}: {STATISTICS['probability']}")
+
+
+def lens_frame(data: LensData) -> "DataFrame":
+    """A row for each step, layer ("read_at") and position: the token there, the one it should predict ("target") with its
+    probability and rank, KL(final || lens) and entropy in nats, and the top tokens, "top_1" on, with their probabilities."""
+    import pandas
+
+    rows = []
+    targets = [None if target is None else storable(target) for target in data.targets]
+    for (s, step), (layer, read_at), (pos, token) in product(*map(enumerate, (data.steps, data.layers, data.tokens))):
+        row = {"step": step, "read_at": read_at, "position": pos, "token": storable(token), "target": targets[pos]}
+        row |= {name: getattr(data, name)[s][layer][pos] for name in ("probability", "rank", "kl", "entropy")}
+        found = zip(data.top[s][layer][pos], data.top_probability[s][layer][pos], strict=True)
+        for place, (word, probability) in enumerate(found, 1):
+            row |= {f"top_{place}": storable(data.words[word]), f"top_{place}_probability": probability}
+        rows.append(row)
+    return pandas.DataFrame(rows).astype({"probability": float, "rank": "Int64"})
 
 
 def lens_fragment(data: LensData) -> Markup:

@@ -113,5 +113,6 @@ def history_charts(history: "NeuronHistory") -> Markup:
         line("input", "input_cosine", "c2"),
         line("output", "output_cosine", "c3"),
     ]
-    like = Chart("Likeness to the last step's neuron", "step", "likeness to the last", likeness, ticks=steps, size=(460, 230))
+    title = f"Likeness to the last step's {history.kind}"
+    like = Chart(title, "step", "likeness to the last", likeness, ticks=steps, size=(460, 230))
     return tag("div", {"class": "panels two"}, *(tag("figure", {}, draw(chart)) for chart in (fires, like)))

@@ -7,6 +7,7 @@ script. Colours go from nothing at 0 to bright at the page's highest activation;
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,14 @@ from markupsafe import Markup
 
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.files import written_atomically
-from interp_gpt2.views.html import View, document, tag
+from interp_gpt2.views.html import document, tag
 from interp_gpt2.views.neuron_charts import effect_table, histogram, history_charts, number, share
+from interp_gpt2.views.view import View
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
     from interp_gpt2.analysis.neuron_history import NeuronHistory, NeuronRecord
     from interp_gpt2.analysis.neuron_probing import Context
 
@@ -43,7 +48,21 @@ def neuron_view(history: "NeuronHistory", labels: Sequence[str], title: str = ""
     tokens, and its history. `labels` are the printable tokens of the vocabulary. Raises AnalysisError if they are too few.
     """
     _check([history], labels)
-    return View(title or f"Neuron {history.label}", history, neuron_fragment(history, labels), height=900)
+    title = title or f"{history.kind.capitalize()} {history.label}"
+    made = partial(_table, history, labels), partial(_figure, history, labels, title)
+    return View(title, history, neuron_fragment(history, labels), *made, height=900)
+
+
+def _table(history: "NeuronHistory", labels: Sequence[str]) -> "DataFrame":
+    from interp_gpt2.views.neuron_figures import neuron_table
+
+    return neuron_table(history, labels)
+
+
+def _figure(history: "NeuronHistory", labels: Sequence[str], title: str) -> "Figure":
+    from interp_gpt2.views.neuron_figures import neuron_figure
+
+    return neuron_figure(history, labels, title)
 
 
 def save_neuron_pages(
@@ -64,7 +83,7 @@ def save_neuron_pages(
         body = tag(
             "main",
             {"class": "neuron"},
-            _links(place),
+            _links(place, history.kind),
             tag("p", {"class": "overline"}, title),
             tag("h1", {}, history.label),
             neuron_fragment(history, labels, measured_on),
@@ -95,22 +114,22 @@ def _write(path: Path, title: str, body: Markup) -> None:
         file.write(document(title, body).encode())
 
 
-def _links(place: _Place) -> Markup:
+def _links(place: _Place, kind: str) -> Markup:
     """Above each page, and what the arrow keys follow."""
     before, after = (
         tag("a", {"href": name, "rel": rel}, text) if name else tag("span", {"class": "gone"}, text)
         for name, rel, text in ((place.before, "prev", "← previous"), (place.after, "next", "next →"))
     )
-    index = tag("a", {"href": INDEX, "rel": "index"}, "all neurons")
+    index = tag("a", {"href": INDEX, "rel": "index"}, f"all {kind}s")
     keys = tag("span", {"class": "keys"}, "arrow keys: previous, next")
-    return tag("nav", {"aria-label": "neurons"}, before, index, after, keys)
+    return tag("nav", {"aria-label": f"{kind}s"}, before, index, after, keys)
 
 
 # One neuron -----------------------------------------------------------------------------------------------------------
 
 
 def neuron_fragment(history: "NeuronHistory", labels: Sequence[str], measured_on: str = "") -> Markup:
-    """The neuron as HTML for a page made by `document`."""
+    """The neuron, or a dictionary's feature, as HTML for a page made by `document`."""
     record = history.last
     highest = max((a for context in _contexts(record) for a in context.activations), default=0.0)
     on = f"At step {record.step:,}, on {record.n:,} tokens{' of ' * bool(measured_on)}{measured_on}."
@@ -142,8 +161,8 @@ def neuron_fragment(history: "NeuronHistory", labels: Sequence[str], measured_on
         _section(
             "Samples from further down",
             [_context(at.context, labels, highest, f"{share(at.quantile)}") for at in record.quantiles],
-            "A place whose activation (underlined) is at least that of the given share of all tokens: what a neuron does "
-            "besides its maxima.",
+            "A place whose activation (underlined) is at least that of the given share of all tokens: what a "
+            f"{history.kind} does besides its maxima.",
         ),
         *(_history(history, labels) if len(history.records) > 1 else []),
     )
@@ -195,9 +214,10 @@ def _tokens(context: "Context", labels: Sequence[str], highest: float) -> Markup
 
 
 def _history(history: "NeuronHistory", labels: Sequence[str]) -> list[Markup]:
+    weights = "input and output weights" if math.isfinite(history.last.input_cosine) else "output weights"
     note = (
-        "Left: the share of tokens on which it fires. Right: how like the last step's neuron it was: activations on the same "
-        f"tokens (correlation), input and output weights (cosine; random weights have 0 ± {1 / math.sqrt(history.d_model):.2f})."
+        f"Left: the share of tokens on which it fires. Right: how like the last step's {history.kind} it was: activations on the "
+        f"same tokens (correlation), {weights} (cosine; random weights have 0 ± {1 / math.sqrt(history.d_model):.2f})."
     )
     names = ("step", "fires", "highest", "promotes", "where it is most active")
     head = [tag("th", {"scope": "col", "class": "words" if i > 2 else None}, name) for i, name in enumerate(names)]
@@ -247,19 +267,20 @@ def _write_index(folder: Path, histories: Sequence["NeuronHistory"], labels: Seq
     for history in histories:
         layers.setdefault(history.layer, []).append(history)
     last = histories[0].last
-    said = f"{len(histories):,} neurons at step {last.step:,}, on {last.n:,} tokens{' of ' * bool(measured_on)}{measured_on}."
+    kind = histories[0].kind
+    said = f"{len(histories):,} {kind}s at step {last.step:,}, on {last.n:,} tokens{' of ' * bool(measured_on)}{measured_on}."
     split = len(histories) > _LISTED
     parts = []
     for layer, its in layers.items():
         name = f"layer-{layer}.html"
         listed = _list(its, labels)
         if split:
-            head = [tag("nav", {}, tag("a", {"href": INDEX}, "all layers")), tag("h1", {}, f"Layer {layer}")]
-            _write(folder / name, f"Layer {layer} · {title}", tag("main", {"class": "neurons"}, *head, listed))
-            listed = tag("p", {}, tag("a", {"href": name}, f"{len(its):,} neurons"))
-        parts.append(tag("section", {}, tag("h2", {}, f"Layer {layer}"), tag("p", {"class": "note"}, _of_layer(its)), listed))
-    head = [tag("p", {"class": "overline"}, title), tag("h1", {}, "Neurons"), tag("p", {"class": "note"}, said)]
-    _write(folder / INDEX, f"Neurons · {title}", tag("main", {"class": "neurons"}, *head, *parts))
+            head = [tag("nav", {}, tag("a", {"href": INDEX}, "all layers")), tag("h1", {}, its[0].place)]
+            _write(folder / name, f"{its[0].place} · {title}", tag("main", {"class": "neurons"}, *head, listed))
+            listed = tag("p", {}, tag("a", {"href": name}, f"{len(its):,} {kind}s"))
+        parts.append(tag("section", {}, tag("h2", {}, its[0].place), tag("p", {"class": "note"}, _of_layer(its)), listed))
+    head = [tag("p", {"class": "overline"}, title), tag("h1", {}, f"{kind.capitalize()}s"), tag("p", {"class": "note"}, said)]
+    _write(folder / INDEX, f"{kind.capitalize()}s · {title}", tag("main", {"class": "neurons"}, *head, *parts))
     return folder / INDEX
 
 
@@ -271,7 +292,7 @@ def _of_layer(histories: Sequence["NeuronHistory"]) -> str:
 
 def _list(histories: Sequence["NeuronHistory"], labels: Sequence[str]) -> Markup:
     """A row for each neuron; a button in each head sorts by its column."""
-    names = ("neuron", "fires", "mean", "highest", "kurtosis")
+    names = (histories[0].kind, "fires", "mean", "highest", "kurtosis")
     head = [tag("th", {"scope": "col"}, tag("button", {"type": "button"}, name)) for name in names]
     head += [tag("th", {"scope": "col", "class": "words"}, name) for name in ("promotes", "suppresses")]
     rows = []

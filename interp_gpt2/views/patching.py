@@ -3,17 +3,22 @@
 White, or the page's own colour, is no effect: 0 for denoising, whose base is the corrupted run, and 1 for noising.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
 
 from interp_gpt2.errors import AnalysisError
-from interp_gpt2.views.arrays import as_array, as_list
-from interp_gpt2.views.html import View, json_script, tag
+from interp_gpt2.views.arrays import as_array, as_list, storable
+from interp_gpt2.views.html import json_script, tag
+from interp_gpt2.views.view import View
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
     from interp_gpt2.causal.result import PatchingResult
 
 LEAST_LIMIT = 0.1  # of the colours: less than a tenth of the way between the two runs stays pale
@@ -109,7 +114,21 @@ def patching_view(result: "PatchingResult", title: str = "") -> View:
     """
     data = pack_patching(result)
     rows = len(data.labels[1]) + (4 if data.axes[0] else 0)
-    return View(title or f"Patching {result.hook_point}", data, patching_fragment(data), height=min(330 + 25 * rows, 900))
+    rows += 4 * any(len(label.split(" ", 1)[-1]) > 5 for label in data.labels[2])  # labels that stand upright
+    made = partial(_table, result), partial(_heat_map, result, title)
+    return View(title or f"Patching {result.hook_point}", data, patching_fragment(data), *made, height=min(330 + 25 * rows, 900))
+
+
+def _table(result: "PatchingResult") -> "DataFrame":
+    labels = {axis: tuple(map(storable, along)) for axis, along in result.labels.items()}
+    texts = {"metric": storable(result.metric), "hook_point": storable(result.hook_point)}
+    return replace(result, labels=labels, **texts).to_frame()
+
+
+def _heat_map(result: "PatchingResult", title: str) -> "Figure":
+    from interp_gpt2.views.patching_figures import patching_heat_map
+
+    return patching_heat_map(result, title)
 
 
 def patching_fragment(data: PatchingData) -> Markup:

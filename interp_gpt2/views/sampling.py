@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from interp_gpt2.errors import AnalysisError
-from interp_gpt2.views.arrays import as_array, as_list
-from interp_gpt2.views.html import View, tag
+from interp_gpt2.views.arrays import as_array, as_list, storable
+from interp_gpt2.views.html import tag
+from interp_gpt2.views.view import View
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
     from torch import Tensor
 
     from interp_gpt2.generation import Sampling
@@ -111,7 +115,27 @@ def sampling_view(
     sampling_view(model(tokens)[0, -1], tokenizer.labels)
     """
     data = pack_sampling(logits, labels, temperature, top_k, top_p)
-    return View(title, data, sampling_fragment(data), height=240 + 24 * len(data.tokens))
+    made = partial(sampling_table, data), partial(_bars, data, title)
+    return View(title, data, sampling_fragment(data), *made, height=240 + 24 * len(data.tokens))
+
+
+def _bars(data: SamplingData, title: str) -> "Figure":
+    from interp_gpt2.views.stills import sampling_bars
+
+    return sampling_bars(data, title)
+
+
+def sampling_table(data: SamplingData) -> "DataFrame":
+    """A row for each way and token shown: its rank by logit (from 0) and probability, beside the way's "n_kept" tokens, the
+    probability "kept" that these had, and the "rest" that tokens not shown are given."""
+    import pandas
+
+    ways = zip(data.ways, data.probability, data.n_kept, data.kept, data.rest, strict=True)
+    return pandas.DataFrame(
+        {"way": way, "rank": rank, "token": storable(token), "probability": value, "n_kept": n_kept, "kept": kept, "rest": rest}
+        for way, values, n_kept, kept, rest in ways
+        for rank, (token, value) in enumerate(zip(data.tokens, values, strict=True))
+    )
 
 
 def sampling_fragment(data: SamplingData) -> Markup:

@@ -6,9 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 
-from markupsafe import Markup
-
-from interp_gpt2.views.html import View, document, json_script, plain, printable, tag
+from interp_gpt2.views.html import document, json_script, plain, printable, tag
 
 
 class Reader(HTMLParser):
@@ -70,12 +68,3 @@ def test_a_page_refers_to_nothing_outside_itself() -> None:
 
 def test_numbers_that_are_not_finite_become_null() -> None:
     assert plain({"a": [1.5, float("nan")], "b": (float("inf"), 2)}) == {"a": [1.5, None], "b": [None, 2]}
-
-
-def test_a_view_shows_itself_in_a_frame_of_its_own_and_saves_the_same_page(tmp_path) -> None:
-    view = View("a <title>", {"x": 1}, Markup("<div>body</div>"))
-    read = Reader(view._repr_html_())
-    assert read.tags == ["iframe"]
-    attributes = dict(read.attributes)
-    assert attributes["srcdoc"] == view.save(tmp_path / "view.html").read_text(encoding="utf-8")
-    assert "allow-same-origin" not in attributes["sandbox"]

@@ -13,7 +13,6 @@ from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.views import neuron_view, save_neuron_pages
 from interp_gpt2.views import neurons as pages
-from interp_gpt2.views.html import printable
 from interp_gpt2.views.neuron_charts import number, share
 
 LABELS = [f"t{token}" for token in range(50)]
@@ -123,22 +122,8 @@ def test_what_has_no_page_is_refused(histories, tmp_path: Path) -> None:
 # In a browser ---------------------------------------------------------------------------------------------------------
 
 
-class Watched:
-    def __init__(self, browser, path: Path, **options) -> None:
-        self.page, self.wrongs = browser.new_page(**options), []
-        self.page.on("console", lambda message: self.wrongs.append(message.text))
-        self.page.on("pageerror", lambda error: self.wrongs.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.wrongs.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda request: request.url.startswith("file:") or self.wrongs.append(request.url))
-        self.page.goto(path.as_uri())
-
-    def close(self) -> None:
-        self.page.close()
-        assert self.wrongs == []
-
-
-def test_the_arrow_keys_turn_the_pages(browser, histories, tmp_path: Path) -> None:
-    watched = Watched(browser, save_neuron_pages(histories, LABELS, tmp_path, "a run"))
+def test_the_arrow_keys_turn_the_pages(watch, histories, tmp_path: Path) -> None:
+    watched = watch(save_neuron_pages(histories, LABELS, tmp_path, "a run"))
     watched.page.get_by_role("link", name="L0N90").click()
     watched.page.keyboard.press("ArrowRight")
     watched.page.wait_for_url("**/L1N5.html")
@@ -147,47 +132,20 @@ def test_the_arrow_keys_turn_the_pages(browser, histories, tmp_path: Path) -> No
     watched.page.wait_for_url("**/L0N90.html")
     watched.page.keyboard.press("Tab")
     assert watched.page.evaluate("document.activeElement.textContent") == "← previous"
-    watched.close()
 
 
-def test_the_index_sorts_by_a_column(browser, histories, tmp_path: Path) -> None:
-    watched = Watched(browser, save_neuron_pages(histories, LABELS, tmp_path, "a run"))
+def test_the_index_sorts_by_a_column(watch, histories, tmp_path: Path) -> None:
+    watched = watch(save_neuron_pages(histories, LABELS, tmp_path, "a run"))
     section = watched.page.locator("section").first
     wanted = sorted((one for one in histories if one.layer == 0), key=lambda one: -one.last.highest)
     section.get_by_role("button", name="highest").focus()
     for order in (wanted, wanted[::-1]):
         watched.page.keyboard.press("Enter")
         assert section.locator("tbody a").all_inner_texts() == [one.label for one in order]
-    watched.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_hostile_labels_run_nothing_and_change_no_element(browser, histories, hostile, tmp_path: Path, scheme: str) -> None:
-    labels = [hostile[token % len(hostile)] + str(token) for token in range(50)]
-    save_neuron_pages(histories, LABELS, tmp_path / "harmless", "title", "text")
-    save_neuron_pages(histories, labels, tmp_path / "hostile", hostile[0], hostile[4])
-    for name in ("L1N5.html", "index.html"):
-        counts = []
-        for folder in ("harmless", "hostile"):
-            watched = Watched(browser, tmp_path / folder / name, color_scheme=scheme)
-            counts.append(watched.page.locator("*").count())
-            text = watched.page.locator("main").inner_text()
-            watched.close()
-        assert counts[0] == counts[1]
-        assert hostile[0] in text
-        assert name == "index.html" or all(printable(label) in text for label in hostile)
-
-
-def test_a_narrow_page_scrolls_its_tables_and_not_itself(browser, histories, tmp_path: Path) -> None:
+def test_a_narrow_page_scrolls_its_tables_and_not_itself(watch, histories, tmp_path: Path) -> None:
     save_neuron_pages(histories, LABELS, tmp_path, "a run")
     for name in ("L1N5.html", "index.html"):
-        watched = Watched(browser, tmp_path / name, viewport={"width": 400, "height": 700})
+        watched = watch(tmp_path / name, viewport={"width": 400, "height": 700})
         assert watched.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        watched.close()
-
-
-def test_a_view_shows_itself_in_a_notebook(browser, histories) -> None:
-    page = browser.new_page()
-    page.set_content(neuron_view(histories[0], LABELS)._repr_html_())
-    assert "Where it is most active" in page.frame_locator("iframe").locator("main").inner_text()
-    page.close()

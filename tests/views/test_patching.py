@@ -14,8 +14,6 @@ from interp_gpt2.errors import AnalysisError
 from interp_gpt2.views import figures, pack_patching, patching_view
 from interp_gpt2.views.patching_figures import patching_heat_map
 
-HOSTILE = "</script><img src=x onerror=alert(1)>$\\frac{$\u202e"
-
 
 def result(axes: dict[str, int], direction: str = "denoising", n_pairs: int = 4, token: str = "·a") -> PatchingResult:
     """Random numbers along these axes; the first position has nothing to patch."""
@@ -158,21 +156,18 @@ def test_cells_without_a_patch_are_hatched_and_cells_not_done_crossed() -> None:
     assert "hatched: nothing to patch (3 cells); ×: not done (1 cells)" in axes.figure.get_supxlabel()
 
 
-def test_any_token_text_can_be_drawn_and_a_sweep_of_nothing_finished(tmp_path: Path) -> None:
-    rows = saved(patching_heat_map(result(TWO, token=HOSTILE)), tmp_path / "hostile.svg")
-    assert len(rows) == 15
+def test_a_sweep_of_nothing_finished_is_drawn_as_crosses(tmp_path: Path) -> None:
     assert saved(patching_heat_map(undone(result(TWO))), tmp_path / "empty.png") == []
 
 
 # The page, in a browser -----------------------------------------------------------------------------------------------
 
 
-class Watched:
-    def __init__(self, browser, view, tmp_path: Path, **options) -> None:
-        self.page, self.wrongs = browser.new_page(**options), []
-        self.page.on("console", lambda message: self.wrongs.append(message.text))
-        self.page.on("pageerror", lambda error: self.wrongs.append(str(error)))
-        self.page.goto(view.save(tmp_path / "view.html").as_uri())
+class Page:
+    """A view as a page, its cells and what it says of one."""
+
+    def __init__(self, watch, view, tmp_path: Path, **options) -> None:
+        self.page = watch(view.save(tmp_path / "view.html"), **options).page
 
     def cell(self, row: int, column: int):
         return self.page.locator(f'td[data-row="{row}"][data-column="{column}"]')
@@ -180,81 +175,72 @@ class Watched:
     def said(self) -> str:
         return self.page.locator(".said").inner_text()
 
-    def close(self) -> None:
-        self.page.close()
-        assert self.wrongs == []
-
 
 def shown(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-def test_a_cell_says_its_value_with_its_interval_and_the_two_runs(browser, tmp_path: Path) -> None:
+def test_a_cell_says_its_value_with_its_interval_and_the_two_runs(watch, tmp_path: Path) -> None:
     full = undone(result(TWO), 0, 4)
-    watched = Watched(browser, patching_view(full), tmp_path)
-    watched.cell(2, 3).hover()
+    opened = Page(watch, patching_view(full), tmp_path)
+    opened.cell(2, 3).hover()
     low, high = full.interval
-    assert watched.said().startswith(
+    assert opened.said().startswith(
         f"layer 2, position 3 ‘·a3’: {shown(full.normalised[2, 3])} (95 % interval over pairs: {shown(low[2, 3])} to "
         f"{shown(high[2, 3])}), where 0 is the corrupted run and 1 the clean one.\nlogit difference {shown(full.mean[2, 3])}; "
     )
-    assert watched.cell(2, 3).inner_text() == shown(full.normalised[2, 3], 2)
-    watched.cell(1, 0).hover()
-    assert "Nothing to patch here" in watched.said()
-    watched.cell(0, 4).hover()
-    assert watched.said().strip() == "layer 0, position 4 ‘·a4’: not done; the sweep was interrupted."
-    assert watched.cell(0, 4).inner_text() == "×"
-    watched.close()
+    assert opened.cell(2, 3).inner_text() == shown(full.normalised[2, 3], 2)
+    opened.cell(1, 0).hover()
+    assert "Nothing to patch here" in opened.said()
+    opened.cell(0, 4).hover()
+    assert opened.said().strip() == "layer 0, position 4 ‘·a4’: not done; the sweep was interrupted."
+    assert opened.cell(0, 4).inner_text() == "×"
 
 
-def test_the_keyboard_reaches_every_cell_and_every_panel(browser, tmp_path: Path) -> None:
+def test_the_keyboard_reaches_every_cell_and_every_panel(watch, tmp_path: Path) -> None:
     full = result(THREE)
-    watched = Watched(browser, patching_view(full), tmp_path)
-    watched.page.locator('.thumb[data-panel="1"]').focus()
-    watched.page.keyboard.press("Enter")
-    watched.cell(0, 3).focus()
-    assert watched.said().startswith(f"layer 1, head H0, position 3 ‘·a3’: {shown(full.normalised[1, 3, 0])} ")
-    watched.page.keyboard.press("ArrowDown")
-    watched.page.keyboard.press("ArrowRight")
-    assert watched.said().startswith(f"layer 1, head H1, position 4 ‘·a4’: {shown(full.normalised[1, 4, 1])} ")
-    assert watched.cell(1, 4).get_attribute("aria-label").startswith("layer 1, head H1, position 4")
-    watched.close()
+    opened = Page(watch, patching_view(full), tmp_path)
+    opened.page.locator('.thumb[data-panel="1"]').focus()
+    opened.page.keyboard.press("Enter")
+    opened.cell(0, 3).focus()
+    assert opened.said().startswith(f"layer 1, head H0, position 3 ‘·a3’: {shown(full.normalised[1, 3, 0])} ")
+    opened.page.keyboard.press("ArrowDown")
+    opened.page.keyboard.press("ArrowRight")
+    assert opened.said().startswith(f"layer 1, head H1, position 4 ‘·a4’: {shown(full.normalised[1, 4, 1])} ")
+    assert opened.cell(1, 4).get_attribute("aria-label").startswith("layer 1, head H1, position 4")
 
 
-def test_a_panel_for_each_head_shows_layers_from_below(browser, tmp_path: Path) -> None:
+def test_a_panel_for_each_head_shows_layers_from_below(watch, tmp_path: Path) -> None:
     full = result(THREE)
-    watched = Watched(browser, patching_view(full), tmp_path)
-    watched.page.get_by_label("a panel for each").select_option("head")
-    watched.page.locator('.thumb[data-panel="0"]').click()
-    rows = watched.page.locator("tbody tr").all()
+    opened = Page(watch, patching_view(full), tmp_path)
+    opened.page.get_by_label("a panel for each").select_option("head")
+    opened.page.locator('.thumb[data-panel="0"]').click()
+    rows = opened.page.locator("tbody tr").all()
     assert [row.locator("th").inner_text() for row in rows] == ["2", "1", "0"]
     for layer, row in zip((2, 1, 0), rows, strict=True):
         texts = [shown(value, 2) for value in full.normalised[layer, 1:, 0].tolist()]
         assert row.locator("td").all_inner_texts() == ["", *texts]
-    watched.close()
 
 
-def test_the_strongest_cell_is_the_one_shown_first(browser, tmp_path: Path) -> None:
+def test_the_strongest_cell_is_the_one_shown_first(watch, tmp_path: Path) -> None:
     full = result(THREE)
     layer, pos, head = np.unravel_index(int(full.normalised.abs().argmax()), full.normalised.shape)
-    watched = Watched(browser, patching_view(full), tmp_path)
-    assert watched.said().startswith(f"layer {layer}, head H{head}, position {pos} ")
-    watched.close()
+    opened = Page(watch, patching_view(full), tmp_path)
+    assert opened.said().startswith(f"layer {layer}, head H{head}, position {pos} ")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_numbers_can_be_read_on_their_colours(browser, tmp_path: Path, scheme: str) -> None:
+def test_numbers_can_be_read_on_their_colours(watch, tmp_path: Path, scheme: str) -> None:
     full = result({"layer": 1, "head": 21})
     spread = torch.linspace(-1, 1, 21)[None, :, None] * (full.clean - full.corrupted) + full.corrupted
-    watched = Watched(browser, patching_view(replace(full, values=spread)), tmp_path, color_scheme=scheme)
-    paper = _numbers(watched.page.evaluate("getComputedStyle(document.documentElement).backgroundColor"))[:3]
-    for cell in watched.page.locator("tbody td").all():
+    opened = Page(watch, patching_view(replace(full, values=spread)), tmp_path, color_scheme=scheme)
+    paper = _numbers(opened.page.evaluate("getComputedStyle(document.documentElement).backgroundColor"))[:3]
+    for cell in opened.page.locator("tbody td").all():
         ink, ground = cell.evaluate("n => [getComputedStyle(n).color, getComputedStyle(n).backgroundColor]")
         *colour, opacity = (*_numbers(ground), 1.0)[:4]
         behind = [opacity * top + (1 - opacity) * below for top, below in zip(colour, paper, strict=True)]
         light, dark = sorted((_luminance(behind), _luminance(_numbers(ink)[:3])), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5
-    watched.close()
 
 
 def _numbers(colour: str) -> list[float]:
@@ -266,27 +252,6 @@ def _luminance(colour: list[float]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_hostile_labels_run_nothing_and_are_shown_as_they_are(browser, tmp_path: Path) -> None:
-    watched = Watched(browser, patching_view(result(THREE, token=HOSTILE), title=HOSTILE), tmp_path)
-    watched.cell(1, 3).hover()
-    assert "‘</script><img src=x onerror=alert(1)>$\\frac{$⟨202e⟩3’" in watched.said()
-    assert watched.page.locator("img").count() == 0
-    watched.close()
-
-
-def test_a_narrow_page_scrolls_the_table_and_not_itself(browser, tmp_path: Path) -> None:
-    watched = Watched(browser, patching_view(result({"layer": 3, "pos": 40})), tmp_path, viewport={"width": 400, "height": 700})
-    assert watched.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    watched.close()
-
-
-def test_a_view_works_in_the_sandboxed_frame_of_a_notebook(browser) -> None:
-    page = browser.new_page()
-    page.set_content(patching_view(result(TWO))._repr_html_())
-    page.frame_locator("iframe").locator('td[data-row="1"][data-column="2"]').hover()
-    assert "layer 1, position 2" in page.frame_locator("iframe").locator(".said").inner_text()
-    page.close()
-
-
-def test_the_same_result_gives_the_same_bytes() -> None:
-    assert patching_view(result(THREE))._repr_html_() == patching_view(result(THREE))._repr_html_()
+def test_a_narrow_page_scrolls_the_table_and_not_itself(watch, tmp_path: Path) -> None:
+    opened = Page(watch, patching_view(result({"layer": 3, "pos": 40})), tmp_path, viewport={"width": 400, "height": 700})
+    assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")

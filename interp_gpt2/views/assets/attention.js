@@ -1,5 +1,10 @@
 // Every head's pattern as a thumbnail, one of them enlarged; a token under the mouse shows what it attends to. A click
 // holds a token, so that the mouse can wander; Escape or a second click lets go.
+
+// The 256 colours that a weight can have, as pixels in the machine's own order of bytes: 144 heads of 128 tokens are 2.4
+// million pixels to paint before anything is seen.
+const PIXELS = new Uint32Array(new Uint8ClampedArray(Array.from({ length: 256 }, (_, level) => [...viridis(level / 255), 255]).flat()).buffer);
+
 function attentionView(root) {
   const data = JSON.parse(root.querySelector('script').textContent);
   const [nSteps, nLayers, nHeads, n] = data.shape;
@@ -12,27 +17,31 @@ function attentionView(root) {
   function drawPattern(canvas, layer, head) {
     const context = canvas.getContext('2d');
     const image = context.createImageData(n, n);
+    const pixels = new Uint32Array(image.data.buffer);
+    const start = ((state.step * nLayers + layer) * nHeads + head) * n * n;
     for (let query = 0; query < n; query++) {
-      for (let key = 0; key <= query; key++) {
-        image.data.set([...viridis(weight(layer, head, query, key)), 255], 4 * (query * n + key));
-      }
+      for (let at = query * n; at <= query * n + query; at++) pixels[at] = PIXELS[bytes[start + at]];
     }
     context.putImageData(image, 0, 0);
   }
 
-  // The thumbnails, one row a layer.
-  const heads = make('div', { class: 'heads', role: 'group', 'aria-label': 'attention heads' });
-  const beside = nHeads <= 4; // few heads leave room for the enlarged one at their right
-  const size = Math.max(44, Math.min(120, Math.floor((beside ? 300 : 900) / nHeads) - 14));
-  heads.style.gridTemplateColumns = `repeat(${nHeads}, ${size}px)`;
+  // The thumbnails, one row a layer. Of many heads only rows and columns are named, so that all can be seen beside the one
+  // that is enlarged.
+  const compact = nHeads > 4;
+  const heads = make('div', { class: compact ? 'heads compact' : 'heads', role: 'group', 'aria-label': 'attention heads' });
+  const size = compact ? Math.max(16, Math.min(60, Math.floor(440 / nHeads) - 2)) : Math.max(44, Math.min(120, Math.floor(300 / nHeads) - 14));
+  heads.style.gridTemplateColumns = `${compact ? 'auto ' : ''}repeat(${nHeads}, ${size}px)`;
+  if (compact) heads.append(make('span'), ...Array.from({ length: nHeads }, (_, head) => make('span', {}, `H${head}`)));
   const thumbs = [];
   for (let layer = 0; layer < nLayers; layer++) {
+    if (compact) heads.append(make('span', {}, `L${layer}`));
     for (let head = 0; head < nHeads; head++) {
       const name = nameOf(layer, head);
       const canvas = make('canvas', { width: n, height: n });
       const note = data.notes[name];
-      const thumb = make('button', { type: 'button', class: 'thumb', 'data-head': name, 'aria-label': note ? `${name}, ${note}` : name }, canvas, name);
-      if (note) thumb.title = note;
+      const thumb = make('button', { type: 'button', class: 'thumb', 'data-head': name, 'aria-label': note ? `${name}, ${note}` : name }, canvas, ...(compact ? [] : [name]));
+      if (note || compact) thumb.title = note ? `${name}, ${note}` : name;
+      thumb.classList.toggle('noted', Boolean(note));
       thumb.addEventListener('click', () => { Object.assign(state, { layer, head }); refresh(); });
       thumbs.push({ thumb, canvas, layer, head });
       heads.append(thumb);
@@ -181,9 +190,9 @@ function attentionView(root) {
   const controls = make('div', { class: 'controls' });
   if (nSteps > 1) controls.append(stepChooser(data.steps, (step) => { state.step = step; redraw(); }));
   controls.append(mode, legend);
-  root.classList.toggle('beside', beside);
-  const large = make('div', { class: 'large' }, title, strip, said, plot);
-  root.append(controls, make('div', { class: 'bench' }, heads, large));
+  root.classList.add('beside');
+  const large = make('div', { class: 'large' }, title, ...(compact ? [plot] : [strip, said, plot]));
+  root.append(controls, make('div', { class: 'bench' }, heads, large), ...(compact ? [strip, said] : []));
   const first = thumbs.find(({ layer, head }) => nameOf(layer, head) === data.first);
   if (first) Object.assign(state, { layer: first.layer, head: first.head });
   redraw();
