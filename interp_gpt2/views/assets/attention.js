@@ -54,15 +54,16 @@ function attentionView(root) {
   const canvas = make('canvas', { width: n, height: n });
   const labelled = n <= 64;
   const longest = labelled ? Math.min(10, Math.max(...data.tokens.map((token) => [...token].length))) : 0;
-  const margin = labelled ? 0.75 * longest + 0.5 : 0.5; // in cells; a monospaced letter is 0.6 of its size wide
+  const letter = Math.min(1, n / 36); // its size, in cells: about 13 pixels however many there are
+  const margin = labelled ? 0.75 * letter * longest + 0.5 : 0.5; // in cells; a monospaced letter is 0.6 of its size wide
   const svg = make('svg', { viewBox: `${-margin} ${-margin} ${n + margin} ${n + margin}`, role: 'img', 'aria-label': 'attention pattern: rows are queries, columns are keys' });
   const row = make('rect', { class: 'cross', width: n, height: 1, visibility: 'hidden' });
   const column = make('rect', { class: 'cross', width: 1, height: n, visibility: 'hidden' });
   const axis = data.tokens.map((token, i) => {
     const short = [...token].slice(0, 10).join('');
-    const query = make('text', { x: -0.4, y: i + 0.8, 'text-anchor': 'end', 'font-size': 1 }, short);
-    const key = longest === 1 ? make('text', { x: i + 0.5, y: -0.3, 'text-anchor': 'middle', 'font-size': 1 }, short)
-      : make('text', { x: 0.4, y: 0, 'font-size': 1, transform: `translate(${i + 0.5} 0) rotate(-90)`, dy: '0.3em' }, short);
+    const query = make('text', { x: -0.4, y: i + 0.5 + 0.3 * letter, 'text-anchor': 'end', 'font-size': letter }, short);
+    const key = longest === 1 ? make('text', { x: i + 0.5, y: -0.3, 'text-anchor': 'middle', 'font-size': letter }, short)
+      : make('text', { x: 0.4, y: 0, 'font-size': letter, transform: `translate(${i + 0.5} 0) rotate(-90)`, dy: '0.3em' }, short);
     if (labelled) svg.append(query, key);
     return { query, key };
   });

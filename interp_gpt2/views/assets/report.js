@@ -35,7 +35,7 @@ function headListing(root) {
   });
   for (const button of root.querySelectorAll('button[data-head]')) {
     button.addEventListener('click', () => {
-      const thumb = document.querySelector(`.attention .thumb[data-head="${button.dataset.head}"]`);
+      const thumb = document.querySelector(`.attention .thumb[data-head="${CSS.escape(button.dataset.head)}"]`);
       if (!thumb) return;
       thumb.click();
       document.getElementById('attention').scrollIntoView();
