@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp_gpt2.analysis.rows import Z_95, require_eval
+from interp_gpt2.analysis.rows import reach_95, require_eval
 from interp_gpt2.causal.ablation import Ablation, Component, as_components, heads_of, zero
 from interp_gpt2.causal.measuring import AnyMetric, Measure
 from interp_gpt2.errors import AnalysisError
@@ -59,7 +59,7 @@ class AblationEffects:
         """A row for each entry: label, layer, head, neuron (absent where several), measure, effect with its 95 % interval."""
         import pandas
 
-        rows = []
+        rows, reach = [], reach_95(len(self.clean))
         for label, parts, mean, stderr, ablated in zip(
             self.labels, self.components, self.mean.tolist(), self.stderr.tolist(), self.ablated.mean(1).tolist(), strict=True
         ):
@@ -69,7 +69,7 @@ class AblationEffects:
                 "head": one.index if one and one.kind == "head" else None,
                 "neuron": one.index if one and one.kind == "neuron" else None,
             }
-            found = {"effect": mean, "stderr": stderr, "low": mean - Z_95 * stderr, "high": mean + Z_95 * stderr}
+            found = {"effect": mean, "stderr": stderr, "low": mean - reach * stderr, "high": mean + reach * stderr}
             about = {"ablated": ablated, "clean": float(self.clean.mean()), "n": len(self.clean)}
             rows.append({"label": label, **where, "ablation": self.ablation, "measure": self.measure, **found, **about})
         kinds = {"layer": "Int64", "head": "Int64", "neuron": "Int64"}

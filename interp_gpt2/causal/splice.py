@@ -256,7 +256,7 @@ def _ratio(part: Tensor, whole: Tensor) -> float:
 
 def _mean_row(metric: str, values: Float[Tensor, "sequence"]) -> dict[str, Any]:
     mean = float(values.mean())
-    return {"metric": metric, "value": mean, **interval(mean, standard_error(values))}
+    return {"metric": metric, "value": mean, **interval(mean, standard_error(values), len(values))}
 
 
 @torch.no_grad()

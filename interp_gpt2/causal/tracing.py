@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp_gpt2.analysis.rows import Z_95, require_eval
+from interp_gpt2.analysis.rows import reach_95, require_eval
 from interp_gpt2.causal.ablation_effect import spread
 from interp_gpt2.causal.measuring import AnyMetric, Measure
 from interp_gpt2.causal.metrics import Metric
@@ -72,13 +72,13 @@ class CausalTrace:
         """A row for each layer and position: indirect effect with its 95 % interval, beside the total effect."""
         import pandas
 
-        rows = []
+        rows, reach = [], reach_95(len(self.tokens) if len(self.tokens) > 1 else self.corrupted.shape[1])
         for layer, (effects, errors) in enumerate(zip(self.indirect_effect.tolist(), self.stderr.tolist(), strict=True)):
             for position, (effect, stderr) in enumerate(zip(effects, errors, strict=True)):
                 where = {"point": self.point, "window": self.window, "layer": layer, "position": position}
                 where["subject"] = bool(self.subject[:, position].any())
                 found = {"indirect_effect": effect, "stderr": stderr}
-                found |= {"low": effect - Z_95 * stderr, "high": effect + Z_95 * stderr}
+                found |= {"low": effect - reach * stderr, "high": effect + reach * stderr}
                 about = {"total_effect": self.total_effect, "measure": self.measure}
                 rows.append(where | found | about | {"n": len(self.tokens), "samples": self.corrupted.shape[1]})
         return pandas.DataFrame(rows)
