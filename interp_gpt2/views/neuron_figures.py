@@ -174,7 +174,7 @@ def _contexts(axes: "Axes", contexts: Sequence[tuple[str, "Context"]], labels: S
             shade = max(context.activations[i], 0.0) / highest if highest > 0 else 0.0
             edge = {"edgecolor": "black" if i == context.peak else "none", "linewidth": 0.5}
             axes.add_patch(Rectangle((x, row - 0.44), width, 0.88, facecolor=(0.04, 0.27, 0.57, 0.75 * shade), **edge))
-            ink = "white" if shade > 0.6 else "black"
+            ink = "white" if shade > 0.8 else "black"
             axes.text(x + 0.75, row, text, fontsize=SMALL, family=TOKENS, va="center", color=ink, parse_math=False)
             x += width
 
