@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interp_gpt2.analysis.rows import Z_95
+from interp_gpt2.analysis.rows import reach_95
 from interp_gpt2.views.arrays import as_array
 from interp_gpt2.views.sheet import (
     COLOURS,
@@ -80,7 +80,7 @@ def _rows(effects: "AblationEffects", title: str) -> "Figure":
     left_out = len(means) - len(order)
     title += f"; {left_out} smaller are left out" if left_out else ""
     figure, axes = one_panel(COLUMN, 0.14 * len(order) + 0.6, title)
-    half = Z_95 * np.nan_to_num(errors[order])
+    half = np.nan_to_num(reach_95(len(effects.clean)) * errors[order])
     axes.hlines(range(len(order)), means[order] - half, means[order] + half, color=COLOURS[1], linewidth=0.8)
     axes.plot(means[order], range(len(order)), "o", markersize=3, color=COLOURS[1], label="effect")
     axes.axvline(0, color=GREY, linestyle="--", linewidth=0.6)
@@ -114,7 +114,7 @@ def _by_coefficient(axes: "Axes", sweep: "SteeringSweep", values: np.ndarray, na
     for v, vector in reversed(list(enumerate(sweep.vectors))):
         steering = vector == "steering"
         mean, n = values[v][order].mean(-1), values.shape[-1]
-        half = Z_95 * values[v][order].std(-1, ddof=1) / n**0.5 if n > 1 else 0 * mean
+        half = reach_95(n) * values[v][order].std(-1, ddof=1) / n**0.5 if n > 1 else 0 * mean
         colour = COLOURS[1] if steering else "#9aa0a7"
         axes.plot(x, mean, color=colour, marker=".", markersize=3, linewidth=1.3 if steering else 0.7, label=vector)
         axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
