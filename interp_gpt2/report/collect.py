@@ -60,21 +60,21 @@ WEIGHT_SCORES = (  # metric, title, what it measures, its yardstick, the fewest 
         "k_composition_max",
         "K-composition",
         "by weights: how much its keys read of what one earlier head writes",
-        ("composition_unrelated", "unrelated"),
+        ("k_composition_max_untrained", "untrained"),
         2,
     ),
     (
         "q_composition_max",
         "Q-composition",
         "by weights: how much its queries read of what one earlier head writes",
-        ("composition_unrelated", "unrelated"),
+        ("q_composition_max_untrained", "untrained"),
         2,
     ),
     (
         "v_composition_max",
         "V-composition",
         "by weights: how much its values read of what one earlier head writes",
-        ("composition_unrelated", "unrelated"),
+        ("v_composition_max_untrained", "untrained"),
         2,
     ),
 )
@@ -219,7 +219,7 @@ def _of_weights(
     rows = table[table.metric == metric].pivot(index="label", columns="step", values="value").reindex(heads)
     values = [[None if math.isnan(value) else value for value in row] for row in rows.to_numpy(dtype=float).tolist()]
     yardstick, name = beside
-    level = float(table[table.metric == yardstick].sort_values("step").value.iloc[-1])
+    level = float(table[(table.metric == yardstick) & (table.step == subject.steps[-1])].value.mean())
     return schema.HeadScore(metric, title, measures, "weights", level, None, values, yardstick=name)
 
 

@@ -120,7 +120,7 @@ def composition(found: Measured) -> Panel:
         raise AnalysisError("heads of one layer alone read of no other's")
     ways = {"k": "keys", "q": "queries", "v": "values"}
     lines = [found.highest(f"{way}_composition_max", name) for way, name in ways.items()]
-    lines.append(found.line(found.of("composition_unrelated"), "unrelated heads", True))
+    lines.append(found.line(found.of("k_composition_max_untrained"), "untrained, mean head", True))
     measures = "By weights alone: the largest share that any head's keys, queries or values read of what one earlier head writes."
     return Panel("head_composition", "Composition", measures, "score", False, lines)
 
