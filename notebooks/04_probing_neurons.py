@@ -35,6 +35,7 @@ from interp_gpt2 import Run
 from interp_gpt2.analysis.loss import token_losses
 from interp_gpt2.data.corpora import text_file
 
+torch.set_num_threads(1)  # so small a model is slower on two
 pd.options.display.width = 120
 run = Run("../tests/data/study/demo-text-small")
 tokenizer, model, untrained = run.tokenizer(), run.model(), run.model(0)
