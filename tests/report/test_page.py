@@ -342,19 +342,6 @@ def test_a_table_is_saved_as_csv(opened: Watched) -> None:
     assert lines[1].startswith("0,2.7700,0.0040,")
 
 
-def test_hostile_text_runs_nothing_in_a_browser(browser, hostile_report: Report, tmp_path: Path) -> None:
-    watched = Watched(browser, write_report(hostile_report, tmp_path)[0])
-    page = watched.page
-    for selector in (".thumb", ".token", ".lens td", "#loss .wide svg", "#samples pre:visible"):
-        page.locator(selector).first.hover()
-    page.locator(".thumb").nth(2).click()
-    assert page.evaluate("document.querySelectorAll('img').length") == 0
-    assert HOSTILE in watched.text("h1")
-    assert HOSTILE in watched.text(".attention .said") + watched.text(".lens .said")
-    assert HOSTILE in page.locator("#samples pre:visible").first.inner_text()
-    assert watched.wrongs == []
-
-
 def test_nothing_sticks_out_of_a_narrow_page(browser, report: Report, tmp_path: Path) -> None:
     watched = Watched(browser, write_report(report, tmp_path)[0], viewport={"width": 360, "height": 800})
     assert watched.page.evaluate("document.documentElement.scrollWidth") <= 360
