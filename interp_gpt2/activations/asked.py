@@ -116,6 +116,8 @@ class Models:
                 f"step {other[0]} of {subject.name} is a model of another shape than step {chosen[-1]}'s; one store holds one "
                 "architecture"
             )
+        for step in chosen:
+            subject.check_tokenizer(step)
         device = torch.device(recording.device).type
         return cls(subject, hashes, configs[chosen[-1]], f"float32 on {device}", recording.device)
 
@@ -124,7 +126,12 @@ class Models:
         return list(self.hashes)
 
     def load(self, step: int | None) -> GPT2:
-        model = self.subject if isinstance(self.subject, GPT2) else self.subject.model(step).to(self.device)
+        if isinstance(self.subject, GPT2):
+            model = self.subject
+        else:
+            model = self.subject.model(step).to(self.device)
+            if self.subject.checkpoint_hash(step) != self.hashes[step]:
+                raise StoreError(f"step {step} of {self.subject.name} was replaced while it was to be stored; begin again")
         if model.training and model.config.dropout > 0:
             raise StoreError(f"the model is in training mode with dropout {model.config.dropout}; call model.eval() first")
         return model

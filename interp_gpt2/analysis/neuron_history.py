@@ -9,14 +9,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp_gpt2.activations.store import ActivationStore
 from interp_gpt2.analysis.neuron_probing import Context, context_at, top_contexts
 from interp_gpt2.analysis.rows import Analysis, Row
-from interp_gpt2.analysis.windows import Windows, neuron_layers
+from interp_gpt2.analysis.windows import Batch, Windows, neuron_layers
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.model import GPT2
 
@@ -80,6 +82,8 @@ class NeuronRecord:
 class NeuronHistory:
     """A neuron's records, the earliest step first. `d_model` is the yardstick of its cosines."""
 
+    kind: ClassVar[str] = "neuron"
+
     layer: int
     neuron: int
     records: tuple[NeuronRecord, ...]
@@ -90,6 +94,11 @@ class NeuronHistory:
         return f"L{self.layer}N{self.neuron}"
 
     @property
+    def place(self) -> str:
+        """What it is one of."""
+        return f"Layer {self.layer}"
+
+    @property
     def last(self) -> NeuronRecord:
         return self.records[-1]
 
@@ -97,62 +106,83 @@ class NeuronHistory:
 def neuron_histories(
     load: Callable[[int], GPT2],
     steps: Sequence[int],
-    windows: Windows,
+    windows: Windows | ActivationStore,
     neurons: Sequence[tuple[int, int]],
     n_contexts: int = 6,
     width: int = 32,
 ) -> tuple[NeuronHistory, ...]:
     """The history of each (layer, neuron) over `steps`, of which `load` gives the models: `run.model` does.
 
-    Each model is loaded once, the last step's first; all neurons are read in one pass of each. Contexts are `n_contexts`
-    windows' peaks from distinct documents, `width` tokens each; kept in memory are two activations a token for each neuron.
+    Each model is loaded once, the last step's first; all neurons are read in one pass of each, or, given a store of these
+    models' `mlp.post`, from there, on its texts. Contexts are `n_contexts` windows' peaks from distinct documents, `width`
+    tokens each; kept in memory are two activations a token for each neuron.
 
-    Raises AnalysisError for a neuron the model does not have, no steps, or an activation that is not finite.
+    Raises AnalysisError for a neuron the model does not have, no steps, or an activation that is not finite; StoreError for
+    a store of other models.
     """
     if not steps or not neurons:
         raise AnalysisError(f"{len(steps)} steps and {len(neurons)} neurons; a history needs at least one of each")
-    chosen, records, last = list(dict.fromkeys(neurons)), {neuron: [] for neuron in neurons}, None
-    for step in sorted(set(steps), reverse=True):
-        model = load(step)
-        state = _State.of(model, windows, chosen)
-        last = last or state
-        for found, at in zip(state.records(model, windows, step, last, (n_contexts, width)), chosen, strict=True):
-            records[at].append(found)
-    d_model = model.config.d_model
-    return tuple(NeuronHistory(*at, tuple(reversed(records[at])), d_model) for at in chosen)
+    chosen = list(dict.fromkeys(neurons))
+    texts = Windows.of_store(windows) if isinstance(windows, ActivationStore) else windows
+    records = unit_records(lambda step: _neurons(load(step), step, windows, chosen), steps, texts, (n_contexts, width))
+    return tuple(NeuronHistory(*at, its, d_model) for at, (its, d_model) in zip(chosen, records, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
-class _State:
-    """The chosen neurons at one step: activations at every real token, and weights."""
+class Units:
+    """Some units at one step: activations at every real token, the weights that they read and write with, and what the latter
+    do to the logits. Neurons, or what else reads and writes as they do. `weights_in` is NaN where there are none.
+    """
 
-    neurons: list[tuple[int, int]]
-    activations: Float[Tensor, "neuron token"]
-    weights_in: Float[Tensor, "neuron d_model"]
-    weights_out: Float[Tensor, "neuron d_model"]
+    activations: Float[Tensor, "unit token"]
+    weights_in: Float[Tensor, "unit d_model"]
+    weights_out: Float[Tensor, "unit d_model"]
+    effects: list[LogitEffect]
 
-    @classmethod
-    def of(cls, model: GPT2, windows: Windows, neurons: list[tuple[int, int]]) -> "_State":
-        check_neurons(model, neurons)
-        activations = neuron_activations(model, windows, neurons)
-        if not activations.isfinite().all():
+    def __post_init__(self) -> None:
+        if not self.activations.isfinite().all():
             raise AnalysisError("an activation is not finite; has the model diverged?")
-        blocks = [(model.blocks[layer].mlp, neuron) for layer, neuron in neurons]
-        weights_in = torch.stack([mlp.fc.weight[neuron] for mlp, neuron in blocks])
-        weights_out = torch.stack([mlp.proj.weight[:, neuron] for mlp, neuron in blocks])
-        return cls(neurons, activations, weights_in.detach().cpu(), weights_out.detach().cpu())
 
-    def records(self, model: GPT2, windows: Windows, step: int, last: "_State", shown: tuple[int, int]) -> Iterable[NeuronRecord]:
-        """Each neuron's record. `shown` is how many contexts, and how many tokens of each."""
+    def records(self, windows: Windows, step: int, last: "Units", shown: tuple[int, int]) -> Iterable[NeuronRecord]:
+        """Each unit's record. `shown` is how many contexts, and how many tokens of each."""
         cosines = [
             torch.cosine_similarity(mine, its, dim=1).tolist()
             for mine, its in ((self.weights_in, last.weights_in), (self.weights_out, last.weights_out))
         ]
         correlations = row_correlations(self.activations, last.activations).tolist()
-        effects = logit_effects(model, self.neurons)
         for i, values in enumerate(self.activations):
             like_last = cosines[0][i], cosines[1][i], correlations[i]
-            yield _record(step, values, windows, shown, effects[i], like_last)
+            yield _record(step, values, windows, shown, self.effects[i], like_last)
+
+
+def unit_records(
+    units: Callable[[int], Units], steps: Sequence[int], windows: Windows, shown: tuple[int, int]
+) -> list[tuple[tuple[NeuronRecord, ...], int]]:
+    """For each unit its records, the earliest step first, and d_model. `units` gives the same ones at every step."""
+    found: list[list[NeuronRecord]] = []
+    last: Units | None = None
+    for step in sorted(set(steps), reverse=True):
+        try:
+            at = units(step)
+        except AnalysisError as error:
+            raise AnalysisError(f"step {step}: {error}") from error
+        last = last or at
+        found.insert(0, list(at.records(windows, step, last, shown)))
+    return [(its, last.weights_out.shape[1]) for its in zip(*found, strict=True)]
+
+
+def _neurons(model: GPT2, step: int, windows: Windows | ActivationStore, neurons: list[tuple[int, int]]) -> Units:
+    check_neurons(model, neurons)
+    if isinstance(windows, ActivationStore):
+        stored = None if windows.steps == [None] else step  # of one model, outside a run
+        windows.check(model, stored)
+        activations = _columns(windows.layers("mlp.post", stored), len(windows), neurons)
+    else:
+        activations = neuron_activations(model, windows, neurons)
+    blocks = [(model.blocks[layer].mlp, neuron) for layer, neuron in neurons]
+    weights_in = torch.stack([mlp.fc.weight[neuron] for mlp, neuron in blocks])
+    weights_out = torch.stack([mlp.proj.weight[:, neuron] for mlp, neuron in blocks])
+    return Units(activations, weights_in.detach().cpu(), weights_out.detach().cpu(), logit_effects(model, neurons))
 
 
 def check_neurons(model: GPT2, neurons: Iterable[tuple[int, int]]) -> None:
@@ -167,19 +197,26 @@ def check_neurons(model: GPT2, neurons: Iterable[tuple[int, int]]) -> None:
 
 def neuron_activations(model: GPT2, windows: Windows, neurons: Sequence[tuple[int, int]]) -> Float[Tensor, "neuron token"]:
     """Activations of some neurons of any layers at the real tokens, in order."""
-    found = torch.empty(len(neurons), windows.n_tokens)
-    deepest = max(layer for layer, _ in neurons)
-    for layer, batches in neuron_layers(model, windows):
-        rows = [i for i, (its, _) in enumerate(neurons) if its == layer]
-        columns = [neuron for its, neuron in neurons if its == layer]
-        at = 0
-        if rows:
+    return _columns(neuron_layers(model, windows), windows.n_tokens, neurons)
+
+
+def _columns(
+    layers: Iterable[tuple[int, Iterable[Batch]]], n_tokens: int, neurons: Sequence[tuple[int, int]]
+) -> Float[Tensor, "neuron token"]:
+    """The chosen neurons' columns of layers that come in order. Raises AnalysisError for one that is not among them."""
+    found, wanted = torch.empty(len(neurons), n_tokens), {layer for layer, _ in neurons}
+    for layer, batches in layers:
+        if layer in wanted:
+            rows = [i for i, (its, _) in enumerate(neurons) if its == layer]
+            columns = [neuron for its, neuron in neurons if its == layer]
+            at = 0
             for _, activations in batches:
                 found[rows, at : at + len(activations)] = activations[:, columns].float().T
                 at += len(activations)
-        if layer == deepest:
-            break
-    return found
+            wanted.remove(layer)
+        if not wanted:
+            return found
+    raise AnalysisError(f"the neurons of layer {min(wanted)} are not stored; store blocks.{min(wanted)}.mlp.post")
 
 
 def row_correlations(one: Float[Tensor, "row n"], other: Float[Tensor, "row n"]) -> Float[Tensor, "row"]:
@@ -189,17 +226,21 @@ def row_correlations(one: Float[Tensor, "row n"], other: Float[Tensor, "row n"])
     return torch.where(norms > 0, (one * other).sum(1) / norms, torch.nan)
 
 
-@torch.no_grad()
 def logit_effects(model: GPT2, neurons: Sequence[tuple[int, int]], k: int = 10) -> list[LogitEffect]:
-    """What each neuron's output weights do to the logits: the `k` tokens most promoted and most suppressed.
+    """What each neuron's output weights do to the logits: see `effects_of`."""
+    out = torch.stack([model.blocks[layer].mlp.proj.weight[:, neuron] for layer, neuron in neurons])
+    return effects_of(model, out, k)
 
-    (W_out[neuron], centred as the final layer norm would) x its gain @ W_U, less the mean over tokens. Equal effects stand in
-    the order of their ids. What later layers make of the output is left out.
+
+@torch.no_grad()
+def effects_of(model: GPT2, directions: Float[Tensor, "unit d_model"], k: int = 10) -> list[LogitEffect]:
+    """What directions in the residual stream do to the logits: the `k` tokens most promoted and most suppressed by each.
+
+    (direction, centred as the final layer norm would) x its gain @ W_U, less the mean over tokens. Equal effects stand in the
+    order of their ids. What later layers make of the direction is left out.
     """
     found = []
-    for start in range(0, len(neurons), _NEURONS_AT_ONCE):
-        part = neurons[start : start + _NEURONS_AT_ONCE]
-        out = torch.stack([model.blocks[layer].mlp.proj.weight[:, neuron] for layer, neuron in part])
+    for out in directions.split(_NEURONS_AT_ONCE):
         if model.config.layer_norm:
             out = (out - out.mean(1, keepdim=True)) * model.ln_final.weight
         effects = (out @ model.W_U).double().cpu()
@@ -275,10 +316,13 @@ class NeuronStatistics(Analysis):
     name: str = "neuron_statistics"
 
     def __call__(self, model: GPT2) -> list[Row]:
-        state = _State.of(model, self.windows, list(self.neurons))
+        check_neurons(model, self.neurons)
+        activations = neuron_activations(model, self.windows, self.neurons)
+        if not activations.isfinite().all():
+            raise AnalysisError("an activation is not finite; has the model diverged?")
         rows: list[Row] = []
         effects = logit_effects(model, self.neurons, k=3)
-        for (layer, neuron), values, effect in zip(self.neurons, state.activations.double(), effects, strict=True):
+        for (layer, neuron), values, effect in zip(self.neurons, activations.double(), effects, strict=True):
             where = {"hook_point": f"blocks.{layer}.mlp.post", "layer": layer, "neuron": neuron, "label": f"L{layer}N{neuron}"}
             measured = {
                 "neuron_frequency": float((values > 0).double().mean()),

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp_gpt2.activations.store import ActivationStore
 from interp_gpt2.analysis.probe_sets import ProbeSet
 from interp_gpt2.analysis.rows import require_eval
 from interp_gpt2.errors import AnalysisError
@@ -49,6 +50,12 @@ class Windows:
     @classmethod
     def of_probe_set(cls, data: ProbeSet) -> "Windows":
         return cls(data.tokens, data.lengths, data.documents)
+
+    @classmethod
+    def of_store(cls, store: ActivationStore) -> "Windows":
+        """A store's texts, so that these are its rows, in order. A window counts as its first token's document."""
+        texts = store.texts
+        return cls(texts.tokens, texts.lengths, texts.documents[:, 0])
 
     @property
     def real(self) -> Bool[Tensor, "window pos"]:
@@ -97,6 +104,23 @@ def _layer(model: GPT2, layer: int, streams: list[Tensor], parts: Iterable[Tenso
             streams[index] = model.run_blocks(streams[index].to(model.device), layer, layer + 1, hooks).cpu()
             batch = tokens[there], hooks.cache[name].cpu()[there]
         yield batch
+
+
+def of_these_tokens(batches: Iterable[Batch], tokens: Int[Tensor, "token"]) -> Iterator[Batch]:
+    """The batches, each looked at: labels of other tokens than a store holds would be wrong without a sign.
+
+    Raises AnalysisError for a batch of other tokens than those at its place.
+    """
+    at = 0
+    for its, activations in batches:
+        expected = tokens[at : at + its.numel()]
+        if len(expected) == its.numel() and not torch.equal(expected.long(), its.flatten().cpu().long()):
+            raise AnalysisError(
+                f"the activations from token {at:,} on are of other tokens than the labels; store the probe set's own: "
+                "Texts.of(data.tokens, data.lengths, data.documents)"
+            )
+        at += its.numel()
+        yield its, activations
 
 
 def columns_of(batches: Iterable[Batch], n_tokens: int) -> Columns:

@@ -109,6 +109,7 @@ class Cache:
             model = opened.model.to(self.device)
             return model, None, self._texts(None, opened.tokenizer, model.config.n_ctx), Path(self.source).name
         if self.steps == "all":
+            find_step(run, None, None)  # which says so if there is none
             steps = run.steps
         elif self.steps is not None:
             steps = [find_step(run, step, None) for step in _numbers(self.steps)]

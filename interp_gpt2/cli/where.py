@@ -48,7 +48,10 @@ def find_run(text: str) -> tuple["Run", int | None]:
     if any(Path(text).glob("*.pt")):
         return Run.from_nanogpt(text), None
     if "/" in text and is_hub_name(text) and not Path(text).exists():
-        return Run.from_hub(text), None
+        try:
+            return Run.from_hub(text), None
+        except RunError as error:
+            raise RunError(f"there is no directory {text}; as a name on the Hub: {error}") from error
     raise RunError(f"there is no run {text!r}: {_nearby()}")
 
 
@@ -85,6 +88,7 @@ def open_model(text: str, step: int | None = None) -> Opened:
         return Opened(GPT2.from_pretrained(text), tokenizer_named("gpt2"), text, None, None)
     run, implied = find_run(text)
     step = find_step(run, step, implied)
+    run.check_tokenizer(step)
     return Opened(run.model(step), run.tokenizer(), f"{run.name}, step {step:,}", run, step)
 
 

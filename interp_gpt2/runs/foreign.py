@@ -6,7 +6,7 @@ They read as any `Run` does. What only the trainer knew (its settings, seed, dat
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -79,6 +79,11 @@ class ForeignRun(Run):
     def tokenizer_sha256_at(self, step: int) -> str | None:
         return self._place(step).tokenizer_sha256()
 
+    @property
+    def tokenizer_sha256(self) -> str | None:
+        """Of the last step's file; None also for a tokenizer that was given: it is for all steps."""
+        return self._place(None).tokenizer_sha256() if self.given_tokenizer is None else None
+
     def tokenizer(self) -> "Tokenizer":
         """The one that was given, or else that of the last step."""
         return self._place(None).tokenizer() if self.given_tokenizer is None else self.given_tokenizer
@@ -101,8 +106,19 @@ class ForeignRun(Run):
         """A hash that names the model at a step: of its files, or on the Hub of the commit, which names them."""
         return self._place(step).sha256()
 
+    def checkpoint_stamp(self, step: int) -> str:
+        return self._place(step).stamp()
+
     def newest_verified_step(self, resumable: bool = False) -> VerifiedStep:
         self._refuse("manifests, which would tell whole checkpoints from damaged ones, nor a state to resume from")
+
+    def verify(self, step: int) -> None:
+        """Nothing vouches for the weights, which may not be here yet: the config alone is read."""
+        self.config_at(step)
+
+    def without(self, steps: Iterable[int]) -> "ForeignRun":
+        left_out = set(steps)
+        return replace(self, places=tuple((step, place) for step, place in self.places if step not in left_out))
 
     def _place(self, step: int | None) -> Place:
         return dict(self.places)[self._known(step)]
@@ -131,7 +147,7 @@ def hub_run(
     where the local cache has them all. `revision`: the branch whose folders are steps (main unless given).
     Raises RunError: no such repository, no steps in it, or no network and none in the cache.
     """
-    cache = None if cache_dir is None else Path(cache_dir)
+    cache = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
     listing = list_steps(repo, steps, revision, cache)
     places = tuple((step, OnHub(at)) for step, at in listing.steps.items())
     return ForeignRun(repository(repo, cache), repo, places, tokenizer, listing.note)
@@ -143,13 +159,18 @@ def nanogpt_run(
     """The checkpoints in an output folder of nanoGPT: ckpt.pt, or several under other names, or one file.
 
     Steps are the `iter_num` that each file holds; `d_vocab` and `act_fn` are as in `load_nanogpt`. A damaged file stands at
-    the number in its name, to be refused when it is read. Raises RunError for none, or two of one step.
+    the number in its name, to be refused when it is read; a copy of another is passed over. Raises RunError for none, or two
+    models of one step.
     """
-    path = Path(path).expanduser()
+    path = Path(path).expanduser().absolute()  # a sweep's workers may have another working directory
     files = sorted(path.glob("*.pt")) if path.is_dir() else [path] if path.is_file() else []
     if not files:
         raise RunError(f"there is no nanoGPT checkpoint (ckpt.pt) at {path}")
-    places = [(_nanogpt_step(file), NanoGPTFile(file, d_vocab, act_fn)) for file in files]
+    places: list[tuple[int, Place]] = []
+    for file in files:
+        step, place = _nanogpt_step(file), NanoGPTFile(file, d_vocab, act_fn)
+        if not any(step == known and place.sha256() == its.sha256() for known, its in places):
+            places.append((step, place))
     return ForeignRun(path, path.resolve().name, _distinct(places), tokenizer)
 
 
@@ -164,7 +185,7 @@ def directories_run(
     `steps` are the paths' in order; None takes them from the names (checkpoint-1000, step1000, step-00001000). `name` is the
     folder that they share unless given. Raises RunError for a path that is not there, names no step, or doubles one.
     """
-    found = [Path(path).expanduser() for path in paths]
+    found = [Path(path).expanduser().absolute() for path in paths]
     if not found:
         raise RunError("there are no directories to make a run of")
     if steps is None:
@@ -216,6 +237,9 @@ def _distinct(places: Sequence[tuple[int, Place]]) -> tuple[tuple[int, Place], .
     by_step: dict[int, Place] = {}
     for step, place in places:
         if step in by_step:
-            raise RunError(f"step {step} is there twice: {by_step[step].path} and {place.path}")
+            raise RunError(
+                f"step {step} is there twice: {by_step[step].path} and {place.path} are two models; "
+                "Run.from_directories takes the paths of those you mean"
+            )
         by_step[step] = place
     return tuple(sorted(by_step.items()))

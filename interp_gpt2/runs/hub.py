@@ -18,6 +18,7 @@ from interp_gpt2.runs.strict_json import parse
 INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
 MAIN = "main"
+ANSWER_WITHIN_S = 5.0
 _WANTED = (CONFIG, HF_WEIGHTS, NATIVE_WEIGHTS, INDEX, "model-*.safetensors")
 _TOKENIZER = (*TOKENIZER_FILES, "vocab.json", "merges.txt")
 _STEP = re.compile(r"(?:global[-_]?)?(?:checkpoint|ckpt|step|iter)[-_]?(\d+)")
@@ -104,21 +105,25 @@ def local_copy(
     def fetched(names: tuple[str, ...], **how: object) -> Path:
         return Path(snapshot_download(repo, **options, allow_patterns=[prefix + name for name in names], **how)) / folder
 
+    lacks = "not"
     try:
         cached = fetched(wanted, local_files_only=True)
         if _complete(cached, wanted):
             return cached
+        lacks = "not whole"
     except NotInCache:
         pass  # then it is downloaded
     except HFValidationError as error:
         raise CheckpointError(f"there is no directory {repo}, and no Hub name looks like this: {error}") from error
     try:
-        found = fetched(wanted, etag_timeout=5)
-        return fetched((CONFIG, PICKLED), etag_timeout=5) if wanted == _WANTED and not _has_weights(found) else found
+        found = fetched(wanted, etag_timeout=ANSWER_WITHIN_S)
+        if wanted == _WANTED and not _has_weights(found):
+            found = fetched((CONFIG, PICKLED), etag_timeout=ANSWER_WITHIN_S)
+        return found
     except (HTTPError, OSError) as error:
         where = f"{repo}@{revision}" if revision else repo
         raise CheckpointError(
-            f"{where} is not in the local cache, and the Hugging Face Hub cannot be asked for it or does not have it: "
+            f"{where} is {lacks} in the local cache, and the Hugging Face Hub cannot be asked for it or does not have it: "
             f"{first_line(error)}; without a network, give a directory with {CONFIG} and {HF_WEIGHTS}"
         ) from error
 
@@ -206,6 +211,7 @@ def _on_hub(repo: str, revision: str | None, cache_dir: Path | None) -> tuple[di
     from huggingface_hub.errors import HTTPError
 
     try:
+        HfApi().model_info(repo, timeout=ANSWER_WITHIN_S)  # the next has no timeout, and waits minutes for a silent network
         answer = HfApi().list_repo_refs(repo)
         refs = {ref.name: ref.target_commit for ref in (*answer.tags, *answer.branches)}
         found = _steps_of_names(repo, refs if revision is None else {}, cache_dir)

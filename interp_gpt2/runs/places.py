@@ -33,6 +33,8 @@ class Place(Protocol):
 
     def sha256(self) -> str: ...
 
+    def stamp(self) -> str: ...  # another once the files are replaced; nothing is read
+
     def tokenizer(self) -> "Tokenizer": ...
 
     def tokenizer_sha256(self) -> str | None: ...
@@ -59,6 +61,11 @@ class Directory:
             return read_manifest(self.path).model_sha256
         digests = [sha256_of_file(path) for path in (self.path / CONFIG, *weight_files(self.path))]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def stamp(self) -> str:
+        if is_ours(self.path):
+            return self.sha256()
+        return _stamp(self.path / CONFIG, *weight_files(self.path))
 
     def tokenizer(self) -> "Tokenizer":
         from interp_gpt2.tokenizers import load_tokenizer
@@ -88,6 +95,9 @@ class NanoGPTFile:
 
     def sha256(self) -> str:
         return hashlib.sha256(f"{sha256_of_file(self.path)} {self.d_vocab} {self.act_fn}".encode()).hexdigest()
+
+    def stamp(self) -> str:
+        return _stamp(self.path)
 
     def tokenizer(self) -> "Tokenizer":
         """GPT-2's, where the vocabulary has its size: the file does not say."""
@@ -122,6 +132,9 @@ class OnHub:
     def sha256(self) -> str:
         return self.at.sha256
 
+    def stamp(self) -> str:
+        return self.at.sha256
+
     def tokenizer(self) -> "Tokenizer":
         from interp_gpt2.tokenizers import load_tokenizer
 
@@ -145,6 +158,14 @@ def sha256_of_file(path: Path) -> str:
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stamp(*paths: Path) -> str:
+    """Sizes and times of change. Raises CheckpointError."""
+    try:
+        return " ".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in (path.stat() for path in paths))
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _tokenizer_sha256(directory: Path) -> str | None:

@@ -10,6 +10,7 @@ Reading only; what a trainer does to a run is in writing.py. Models at steps tha
 foreign.py.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,10 +153,25 @@ class Run:
         entry = self._manifest(step).files.get(TOKENIZER_FILES[0])
         return None if entry is None else entry.sha256
 
+    @property
+    def tokenizer_sha256(self) -> str | None:
+        """SHA-256 of the file that `tokenizer` reads, to be compared with that of a step. None where there is none."""
+        path = self.path / TOKENIZER_FILES[0]
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
     def tokenizer(self) -> "Tokenizer":
         from interp_gpt2.tokenizers import load_tokenizer
 
         return load_tokenizer(self.path)
+
+    def check_tokenizer(self, step: int) -> None:
+        """Raises RunError for a step with another tokenizer than the run's: the run's data and prompts are not in its tokens."""
+        ours, its = self.tokenizer_sha256, self.tokenizer_sha256_at(step)
+        if ours is not None and its is not None and ours != its:
+            raise RunError(
+                f"step {step} of {self.name} has another tokenizer ({its[:12]}...) than the run ({ours[:12]}...): the same "
+                f"tokens mean something else to it; copy {self.checkpoint(step)} out of the run to look at it by itself"
+            )
 
     def source(self) -> "Source":
         """The data it was trained on, checked by hash. Raises DataError if it is not the same any more."""
@@ -190,6 +206,10 @@ class Run:
         """SHA-256 of the model at a step: of its config and weights, as the manifest has them."""
         return self._manifest(step).model_sha256
 
+    def checkpoint_stamp(self, step: int) -> str:
+        """Another string once the model at a step is replaced, told without reading it: for who has its hash already."""
+        return self.checkpoint_hash(step)
+
     def newest_verified_step(self, resumable: bool = False) -> VerifiedStep:
         """The last step whose checkpoint is whole to the byte, scanning from the newest; what is skipped is said.
 
@@ -208,6 +228,14 @@ class Run:
         what = "training can resume from" if resumable else "is whole"
         refused = "".join(f"; {reason}" for _, reason in skipped[:3])
         raise RunError(f"{self.path} has no checkpoint that {what}, among {len(self.steps)}{refused}")
+
+    def verify(self, step: int) -> None:
+        """Read every byte of a checkpoint. Raises CheckpointError naming the file that is not as it was written."""
+        verify_checkpoint(self.checkpoint(step))
+
+    def without(self, steps: Iterable[int]) -> "Run":
+        """The same run, as if it had no checkpoints at these steps."""
+        return RunWithout(self.path, frozenset(steps))
 
     def _known(self, step: int | None) -> int:
         """The step, or the last one for None. Raises RunError naming the nearest steps there are."""
@@ -230,6 +258,20 @@ class Run:
         if not isinstance(config, dict) or field not in config:
             raise RunError(f'{self.path / SETTINGS} has no {field!r} under "config"')
         return config[field]
+
+
+@dataclass(frozen=True)
+class RunWithout(Run):
+    """A run of which some checkpoints are left out: see Run.without."""
+
+    left_out: frozenset[int]
+
+    @property
+    def steps(self) -> list[int]:
+        return [step for step in super().steps if step not in self.left_out]
+
+    def without(self, steps: Iterable[int]) -> Run:
+        return RunWithout(self.path, self.left_out.union(steps))
 
 
 def _not_a_run(path: Path) -> str:

@@ -11,11 +11,12 @@ checkpoint is computed anew.
 
 from interp_gpt2.sweeps.executors import n_cores, one_thread_each
 from interp_gpt2.sweeps.results import plain_row
+from interp_gpt2.sweeps.sound import sound_run
 from interp_gpt2.sweeps.sweeping import Swept, attempt_sweep, sweep
 from interp_gpt2.sweeps.tables import COLUMNS, load_rows, save_rows, typed
 from interp_gpt2.sweeps.tasks import Failure
 
 __all__ = [
-    "COLUMNS", "Failure", "Swept", "attempt_sweep", "load_rows", "n_cores", "one_thread_each", "plain_row", "save_rows", "sweep",
-    "typed",
+    "COLUMNS", "Failure", "Swept", "attempt_sweep", "load_rows", "n_cores", "one_thread_each", "plain_row", "save_rows",
+    "sound_run", "sweep", "typed",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from interp_gpt2.analysis.rows import ROW_KEYS, Analysis, Row
 from interp_gpt2.errors import AnalysisError, CheckpointWriteError
 from interp_gpt2.files import written_atomically
 
+_READERS = ("checkpoint.py", "places.py", "pretrained.py", "tensor_files.py")
 _FOLLOWED = ("interp_gpt2.analysis.", "interp_gpt2.causal.", "interp_gpt2.prompts.")  # rooms whose imports are looked at
 
 
@@ -73,16 +74,22 @@ def plain_row(row: Row, analysis: Analysis) -> Row:
 def code_hash(module: str) -> str:
     """SHA-256 of the sources that can turn a checkpoint into the numbers of an analysis in `module`.
 
-    The model and what reads it from disk, and of other analyses those that `module` imports, directly or not: after an edit
-    to one of these, stored rows are stale; after an edit to another analysis, they are not.
+    The model and what reads it from disk, and of other analyses those that `module` imports, directly or not, as well as the
+    modules beside it where it is somebody else's: after an edit to one of these, stored rows are stale; after an edit to
+    another analysis, they are not.
     """
     package = Path(__file__).parents[1]
-    files, seen, ahead = {*package.glob("*.py"), *(package / "convert").glob("*.py")}, set(), [_file(module)]
+    files = {*package.glob("*.py"), *(package / "convert").glob("*.py")}
+    files |= {path for path in (package / "runs" / name for name in _READERS) if path.is_file()}
+    seen, ahead = set(), [_file(module)]
     while ahead:
         path = ahead.pop()
-        if path is not None and path not in seen:
+        if path is not None and path not in seen and path.is_file():
             seen.add(path)
-            ahead += [_file(name) for name in _imports(path) if name.startswith(_FOLLOWED)]
+            names = _imports(path)
+            ahead += [_file(name) for name in names if name.startswith(_FOLLOWED)]
+            if package not in path.parents:  # somebody else's, and so are the modules beside it
+                ahead += [path.with_name(f"{name.rpartition('.')[2]}.py") for name in names]
     digest = hashlib.sha256()
     for path in sorted(files | seen):
         digest.update(path.read_bytes())
@@ -101,8 +108,9 @@ def _file(module: str) -> Path | None:
 def _imports(path: Path) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            found += [module, *(f"{module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
     return found

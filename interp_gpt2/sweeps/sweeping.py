@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from interp_gpt2.analysis.registry import analysis_named
+from interp_gpt2.analysis.registry import analysis_of_run
 from interp_gpt2.analysis.rows import Analysis
 from interp_gpt2.errors import AnalysisError, CheckpointError, ConversionError, InterpGPT2Error, RunError
 from interp_gpt2.runs.run import Run
@@ -99,13 +99,19 @@ def attempt_sweep(
     """`sweep`, with the rows of all that worked also where something failed; raises only for what cannot be begun."""
     if executor is not None and workers is not None:
         raise AnalysisError("workers= and executor= are two answers to one question; pass one of them")
-    analyses = _checked(run, analysis, data)
     chosen = _known_steps(run, steps)
-    tasks, failures = _tasks(run, analyses, chosen, run.results if store is None else Path(store))
-    if missing := [task for task in tasks if task.missing()]:
-        kind = _kind(run, [task.step for task in tasks])
-        missing = [Task(run, task.step, task.wanted, kind) for task in missing]
-        failures += compute(missing, workers if executor is None else executor, stack)
+    analyses = _checked(run, analysis, data)
+    where = workers if executor is None else executor
+    folder = run.results if store is None else Path(store)
+    if isinstance(where, Executor):  # whose workers may have another working directory
+        run, folder = replace(run, path=run.path.absolute()), folder.absolute()
+    tasks, failures = _tasks(run, analyses, chosen, folder)
+    kind = kind_of(run, [task.step for task in tasks])
+    tasks = [replace(task, kind=kind) for task in tasks]
+    missing = [task for task in tasks if task.missing()]
+    others = [] if kind is None else _of_other_kinds([task for task in tasks if task not in missing])
+    tasks = [task for task in tasks if task.step not in {one.step for one in others}]
+    failures += others + (compute(missing, where, stack) if missing else [])
     rows = {task.step: [(analysis.name, result.read()) for analysis, result in task.wanted] for task in tasks}
     told = {one.step for one in failures}
     unreached = tuple(step for step, found in rows.items() if step not in told and any(kept is None for _, kept in found))
@@ -119,21 +125,33 @@ def _tasks(run: Run, analyses: tuple[Analysis, ...], steps: list[int], folder: P
     tasks, failures = [], []
     for step in steps:
         try:
+            stamp = run.checkpoint_stamp(step)
             checkpoint = run.checkpoint_hash(step)
-        except (CheckpointError, ConversionError) as error:
+        except (CheckpointError, ConversionError, RunError) as error:  # the last: it was deleted meanwhile
             failures.append(failure(step, None, error))
             continue
         wanted = [(one, result_of(folder, step, checkpoint, one, digest)) for one, digest in zip(analyses, prints, strict=True)]
-        tasks.append(Task(run, step, tuple(wanted)))
+        tasks.append(Task(run, step, tuple(wanted), stamp))
     return tasks, failures
 
 
-def _kind(run: Run, steps: list[int]) -> Kind | None:
+def _of_other_kinds(tasks: list[Task]) -> list[Failure]:
+    """A failure for each whose rows are known, from a sweep of that step by itself, and are of another model than this run's."""
+    failures = []
+    for task in tasks:
+        try:
+            task.kind.refuse_other(task.run, task.step, task.run.config_at(task.step))
+        except (CheckpointError, ConversionError, RunError) as error:
+            failures.append(failure(task.step, None, error))
+    return failures
+
+
+def kind_of(run: Run, steps: list[int]) -> Kind | None:
     """What the last of the steps that can be read says the run's models are."""
     for step in reversed(steps):
         try:
             return Kind(step, run.config_at(step), run.tokenizer_sha256_at(step))
-        except (CheckpointError, ConversionError):
+        except (CheckpointError, ConversionError, RunError):
             continue
     return None
 
@@ -146,9 +164,9 @@ def _checked(run: Run, analysis: Analysis | str | Sequence[Analysis | str], data
     if data is not None and not named:
         raise AnalysisError("data= is what analyses given by name read; these hold their own, so leave it out")
     source = run.source() if named and data is None else data
-    kind = _kind(run, run.steps) if named else None
-    n_ctx = kind.config.n_ctx if kind is not None else 0
-    analyses = tuple(analysis_named(one, source, n_ctx) if isinstance(one, str) else one for one in given)
+    kind = kind_of(run, run.steps) if named else None
+    n_ctx = 0 if not named else kind.config.n_ctx if kind is not None else run.config.n_ctx  # which says what is wrong
+    analyses = tuple(analysis_of_run(one, run, source, n_ctx) if isinstance(one, str) else one for one in given)
     for one in analyses:
         if not isinstance(one, Analysis):
             raise AnalysisError(

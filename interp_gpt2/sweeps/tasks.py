@@ -70,11 +70,14 @@ def _shape(config: GPT2Config) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """The analyses wanted of one checkpoint, and where each result is kept. `kind` None: nothing to compare it with."""
+    """The analyses wanted of one checkpoint, and where each result is kept under its hash; `stamp` tells if it was replaced
+    since. `kind` None: nothing to compare it with.
+    """
 
     run: Run
     step: int
     wanted: tuple[tuple[Analysis, Result], ...]
+    stamp: str
     kind: Kind | None = None
 
     def missing(self) -> list[tuple[Analysis, Result]]:
@@ -82,8 +85,10 @@ class Task:
         return [(analysis, result) for analysis, result in self.wanted if result.read() is None]
 
     def model(self) -> GPT2:
-        """The checkpoint's model. Raises CheckpointError, ConversionError for one that is damaged or of another kind."""
+        """The checkpoint's model. Raises CheckpointError or ConversionError: damaged, replaced meanwhile, or of another kind."""
         model = self.run.model(self.step)
+        if self.run.checkpoint_stamp(self.step) != self.stamp:  # its rows would be kept under the hash of the one before
+            raise CheckpointError(f"step {self.step} of {self.run.name} was replaced while it was swept; sweep it again")
         if self.kind is not None:
             self.kind.refuse_other(self.run, self.step, model.config)
         return model

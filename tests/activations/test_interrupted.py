@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from interp_gpt2.activations.creating import Recording, create_store
+from interp_gpt2.activations.creating import Progress, Recording, create_store
 from interp_gpt2.activations.record import MANIFEST, read_record
 from interp_gpt2.activations.store import ActivationStore
 from interp_gpt2.activations.texts import Texts
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.errors import CheckpointError, CheckpointWriteError, RunError, StoreError
 from interp_gpt2.model import GPT2
+from interp_gpt2.runs.checkpoint import save_checkpoint
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.writing import run_lock
 
@@ -226,13 +227,28 @@ def test_checkpoints_are_added_to_those_that_are_there(markov_run: Run, tmp_path
         create_store(tmp_path / "s", markov_run.model(), of, recording)
 
 
+def test_a_checkpoint_that_is_replaced_meanwhile_is_not_stored_under_the_name_of_the_one_before(
+    markov_run: Run, tmp_path: Path
+) -> None:
+    run = Run(shutil.copytree(markov_run.path, tmp_path / "run", ignore=shutil.ignore_patterns("sweeps")))
+    of, state = Texts.from_source(run.source(), 16, 64), run.model(3).state_dict()
+
+    def replaced(progress: Progress) -> None:
+        if progress.step == 0 and run.checkpoint_hash(9) == markov_run.checkpoint_hash(9):
+            shutil.rmtree(run.checkpoint(9))
+            save_checkpoint(run.path, 9, state, run.config, 0, run.tokenizer())
+
+    with pytest.raises(StoreError, match="step 9 of run was replaced while it was to be stored"):
+        create_store(tmp_path / "s", run, of, Recording("embed"), [0, 9], replaced)
+    assert ActivationStore(tmp_path / "s", partial=True).damage() == []
+    assert [len(each.shards) for each in read_record(tmp_path / "s").checkpoints] == [1, 0]
+
+
 def test_a_checkpoint_that_is_another_now_is_refused_with_both_hashes(markov_run: Run, tmp_path: Path) -> None:
     of = Texts.from_source(markov_run.source(), 16, 64)
     create_store(tmp_path / "s", markov_run, of, Recording("embed"), [0, 9])
     shutil.copytree(markov_run.path, tmp_path / "other")
     shutil.rmtree(tmp_path / "other" / "step-00000009")
-    from interp_gpt2.runs.checkpoint import save_checkpoint
-
     state = markov_run.model(3).state_dict()
     save_checkpoint(tmp_path / "other", 9, state, markov_run.config, 0, markov_run.tokenizer())
     with pytest.raises(StoreError, match=r"another model: step 9 is \w{16}\.\.\. there and \w{16}\.\.\. here"):

@@ -1,6 +1,7 @@
 """Activations on disk are the model's, by whatever road they are read."""
 
 import resource
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from interp_gpt2.activations.texts import Texts
 from interp_gpt2.analysis.neuron_activity import layer_activity
 from interp_gpt2.analysis.windows import Windows, neuron_layers
 from interp_gpt2.config import GPT2Config
-from interp_gpt2.errors import CheckpointError, ContextLengthError, EditError, HookNameError, StoreError, TokenError
+from interp_gpt2.errors import CheckpointError, ContextLengthError, EditError, HookNameError, RunError, StoreError, TokenError
 from interp_gpt2.model import GPT2
+from interp_gpt2.runs.checkpoint import save_checkpoint
 from interp_gpt2.runs.run import Run
 from interp_gpt2.tokenizers import CharTokenizer
 
@@ -266,6 +268,18 @@ def test_a_run_is_not_stored_in_tokens_of_another_tokenizer(markov_run: Run, tex
     texts = Texts.from_source(text_run.source(), 16, 64)
     with pytest.raises(StoreError, match=r"another tokenizer \(\w{16}\.\.\.\) than chains's \(\w{16}\.\.\.\)"):
         create_store(tmp_path / "s", markov_run, texts, Recording("embed"))
+
+
+def test_a_step_with_another_tokenizer_is_not_stored_among_the_others(text_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(text_run.path, tmp_path / "mixed", ignore=shutil.ignore_patterns("sweeps"))
+    run, ours = Run(tmp_path / "mixed"), text_run.tokenizer()
+    texts, state = Texts.from_source(text_run.source(), 16, 64), run.model(5).state_dict()
+    shutil.rmtree(run.checkpoint(5))
+    save_checkpoint(run.path, 5, state, run.config, 0, type(ours)(ours.characters[::-1]))
+    for steps in (None, [5]):
+        with pytest.raises(RunError, match=r"step 5 of mixed has another tokenizer \(\w{12}\.\.\.\) than the run"):
+            create_store(tmp_path / "s", run, texts, Recording("embed"), steps)
+    assert create_store(tmp_path / "s", run, texts, Recording("embed"), [0, 10]).steps == [0, 10]
 
 
 @pytest.mark.parametrize("where", ["header", "values", "end"])

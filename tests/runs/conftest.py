@@ -60,6 +60,7 @@ class FakeApi:
 
     def __init__(self) -> None:
         self.branches: dict[str, dict[str, bytes]] = {}
+        self.tags: dict[str, dict[str, bytes]] = {}
         self.asked: list[str] = []
         self.fail_at: str | None = None
 
@@ -70,10 +71,14 @@ class FakeApi:
     def create_branch(self, repo: str, branch: str) -> None:
         self.branches[branch] = dict(self.branches["main"])
 
+    def model_info(self, repo: str, timeout: float) -> None:
+        self.asked.append("model_info")
+
     def list_repo_refs(self, repo: str) -> Any:
         self.asked.append("list_repo_refs")
         branches = [SimpleNamespace(name=name, target_commit=commit_of(files)) for name, files in self.branches.items()]
-        return SimpleNamespace(branches=branches, tags=[])
+        tags = [SimpleNamespace(name=name, target_commit=commit_of(files)) for name, files in self.tags.items()]
+        return SimpleNamespace(branches=branches, tags=tags)
 
     def list_repo_files(self, repo: str, revision: str) -> list[str]:
         return next(list(files) for files in self.branches.values() if commit_of(files) == revision)

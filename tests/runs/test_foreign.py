@@ -1,6 +1,10 @@
 """Runs from elsewhere: the models that lie there, at their steps, and a word for whatever nobody here can know."""
 
 import pickle
+import shutil
+import socket
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,13 @@ from interp_gpt2.convert.huggingface import to_huggingface
 from interp_gpt2.errors import CheckpointError, ConversionError, DataError, RunError, TokenizerError
 from interp_gpt2.hf_format import parameters
 from interp_gpt2.model import GPT2
+from interp_gpt2.runs import hub
 from interp_gpt2.runs.checkpoint import save_checkpoint
 from interp_gpt2.runs.hub import step_in_name
 from interp_gpt2.runs.run import Run
 from interp_gpt2.runs.writing import create_run
 from interp_gpt2.tokenizers import ByteTokenizer, CharTokenizer
+from tests.runs.conftest import commit_of
 
 TINY = GPT2Config(n_layers=1, n_heads=2, d_model=8, d_vocab=5, n_ctx=6)
 LETTERS = CharTokenizer("abcde")
@@ -66,7 +72,7 @@ def test_without_a_network_the_steps_in_the_cache_are_all_there_are(
     import huggingface_hub
 
     class Offline:
-        def list_repo_refs(self, repo: str) -> Any:
+        def model_info(self, repo: str, timeout: float) -> Any:
             raise huggingface_hub.errors.OfflineModeIsEnabled("offline mode is enabled")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Offline)
@@ -140,6 +146,49 @@ def test_an_old_repository_with_pytorch_model_bin_is_read(no_hub: Any, tmp_path:
     assert same(Run.from_hub(REPO, steps=[1]).model(1), model_at(1))
 
 
+def test_a_stanford_repository_in_shards_is_read_and_a_gap_in_the_cache_is_named(no_hub: Any, tmp_path: Path) -> None:
+    config = replace(TINY, n_layers=3, scale_attn_by_inverse_layer_idx=True)
+    hf = to_huggingface(model_at(7, config))
+    hf.config.reorder_and_upcast_attn = True  # float32 attention scores, which ours are
+    hf.save_pretrained(tmp_path / "theirs", max_shard_size="3KB")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()}
+    shards = sorted(name for name in files if name.startswith("model-"))
+    assert len(shards) > 2
+    commit = no_hub.put(REPO, "checkpoint-100000", files)
+    run = Run.from_hub(REPO, steps=[100000])
+    assert run.steps == [100000]
+    assert same(run.model(), model_at(7, config))
+    gone = no_hub.root / f"models--{REPO.replace('/', '--')}" / "snapshots" / commit / shards[1]
+    gone.unlink()
+    with pytest.raises(CheckpointError, match=rf"{REPO}@checkpoint-100000 is not whole in the local cache, and .*offline"):
+        run.model()
+
+
+def test_tags_are_steps_too(fake_api: Any, no_hub: Any, model_files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = model_files(model_at(3))
+    fake_api.branches["main"] = {}
+    fake_api.tags["step3"] = files
+    no_hub.put("someone/tagged", "step3", files, commit=commit_of(files))
+    run = Run.from_hub("someone/tagged")
+    assert run.steps == [3]
+    assert same(run.model(3), model_at(3))
+
+
+def test_a_network_that_says_nothing_is_given_up(no_hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes the connection and never answers: huggingface_hub itself would wait for minutes."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", huggingface_hub.hf_api.HfApi)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "ANSWER_WITHIN_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(RunError, match=r"someone/else has no steps in the local cache .* cannot be asked for it"):
+            Run.from_hub("someone/else")
+    assert time.monotonic() - began < 10
+
+
 def test_a_repository_without_steps_says_what_it_has(fake_api: Any, no_hub: Any, model_files: Any) -> None:
     fake_api.branches |= {"main": model_files(model_at(0)), "v1": {}}
     with pytest.raises(RunError, match=r"has no branch, tag or folder that names a step.*it has main, v1.*from_pretrained"):
@@ -198,8 +247,10 @@ def test_a_damaged_file_of_nanogpts_stands_at_the_number_in_its_name(tmp_path: P
     with pytest.raises(CheckpointError, match=r"ckpt-10\.pt"):
         run.model(10)
     write_nanogpt(tmp_path / "ckpt-10.pt", model_at(20, GELU), 20)
-    with pytest.raises(RunError, match=r"step 20 is there twice: .*ckpt-10\.pt and .*ckpt\.pt"):
+    with pytest.raises(RunError, match=r"step 20 is there twice: .*ckpt-10\.pt and .*ckpt\.pt are two models"):
         Run.from_nanogpt(tmp_path)
+    shutil.copy(tmp_path / "ckpt.pt", tmp_path / "ckpt-10.pt")  # a copy is no second model
+    assert Run.from_nanogpt(tmp_path).steps == [20]
     with pytest.raises(RunError, match=r"no nanoGPT checkpoint \(ckpt\.pt\)"):
         Run.from_nanogpt(tmp_path / "nowhere")
 

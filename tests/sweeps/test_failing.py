@@ -20,7 +20,7 @@ import pytest
 
 from interp_gpt2.errors import AnalysisError, CheckpointError, CheckpointWriteError, RunError
 from interp_gpt2.runs.run import Run
-from interp_gpt2.sweeps import attempt_sweep, executors, sweep
+from interp_gpt2.sweeps import attempt_sweep, executors, sound_run, sweep
 from tests.sweeps.conftest import CONFIG, LETTERS, Norm, Slow, add, first_weight, truncate
 
 STEPS = [0, 1, 2, 4, 8]
@@ -70,6 +70,28 @@ def test_another_model_in_a_run_is_named_and_the_others_are_kept(make_run: Make)
     assert set(swept.frame.step) == {0, 1, 4, 8}
     assert isinstance(swept.error, CheckpointError)
     assert "step 2: another model than at step 8 of tiny (n_layers=3, not 2)" in str(swept.error)
+    assert list(sweep(run, Norm(), steps=[2], workers=1).step) == [2]  # by itself it may be swept
+    again = attempt_sweep(run, Norm(), workers=1)  # and is no part of the run because its rows are there now
+    assert again.frame.equals(swept.frame)
+    assert str(again.error) == str(swept.error)
+
+
+def test_a_sound_run_has_the_whole_checkpoints_of_one_model(make_run: Make) -> None:
+    run = make_run([0, 1, 2, 8])
+    truncate(run, 1)
+    add(run, 4, replace(CONFIG, n_layers=3))
+    sound, left_out = sound_run(run)
+    assert (sound.steps, sound.name, sound.results) == ([0, 2, 8], run.name, run.results)
+    assert [one.step for one in left_out] == [1, 4]
+    assert "model.safetensors is truncated" in str(left_out[0])
+    assert "another model than at step 8 of tiny (n_layers=3, not 2)" in str(left_out[1])
+    assert attempt_sweep(sound, Norm(), workers=1).error is None
+    with pytest.raises(RunError, match="no checkpoint at step 1; the nearest: 0 and 2"):
+        sound.model(1)
+    assert sound_run(sound)[0].without([8]).steps == [0, 2]
+    truncate(run, 0)
+    with pytest.raises(CheckpointError, match="truncated"):
+        sound_run(run.without([2, 4, 8]))
 
 
 def test_another_tokenizer_in_a_run_is_named_and_the_others_are_kept(make_run: Make) -> None:
