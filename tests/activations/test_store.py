@@ -273,11 +273,11 @@ def test_a_run_is_not_stored_in_tokens_of_another_tokenizer(markov_run: Run, tex
 def test_a_step_with_another_tokenizer_is_not_stored_among_the_others(text_run: Run, tmp_path: Path) -> None:
     shutil.copytree(text_run.path, tmp_path / "mixed", ignore=shutil.ignore_patterns("sweeps"))
     run, ours = Run(tmp_path / "mixed"), text_run.tokenizer()
-    texts, state = Texts.from_source(text_run.source(), 16, 64), run.model(5).state_dict()
-    shutil.rmtree(run.checkpoint(5))
-    save_checkpoint(run.path, 5, state, run.config, 0, type(ours)(ours.characters[::-1]))
-    for steps in (None, [5]):
-        with pytest.raises(RunError, match=r"step 5 of mixed has another tokenizer \(\w{12}\.\.\.\) than the run"):
+    texts, state = Texts.from_source(text_run.source(), 16, 64), run.model(8).state_dict()
+    shutil.rmtree(run.checkpoint(8))
+    save_checkpoint(run.path, 8, state, run.config, 0, type(ours)(ours.characters[::-1]))
+    for steps in (None, [8]):
+        with pytest.raises(RunError, match=r"step 8 of mixed has another tokenizer \(\w{12}\.\.\.\) than the run"):
             create_store(tmp_path / "s", run, texts, Recording("embed"), steps)
     assert create_store(tmp_path / "s", run, texts, Recording("embed"), [0, 10]).steps == [0, 10]
 
