@@ -40,6 +40,7 @@ class Report:
 
     def run(self) -> None:
         from interp_gpt2.cli.where import find_run
+        from interp_gpt2.errors import CheckpointError
         from interp_gpt2.report.collect import collect_from
         from interp_gpt2.report.development import SLOW
         from interp_gpt2.report.neuron_pages import write_neuron_pages
@@ -47,6 +48,7 @@ class Report:
         from interp_gpt2.report.subject import SECTIONS, Subject
         from interp_gpt2.report.words import loss_sentence, verdict
         from interp_gpt2.runs.foreign import ForeignRun
+        from interp_gpt2.sweeps import sound_run
 
         wanted = SECTIONS if self.only is None else _chosen(self.only, SECTIONS, "section")
         also = () if self.also is None else _chosen(self.also, SLOW, "slow panel")
@@ -57,7 +59,8 @@ class Report:
         beside = home if self.only is None else home / f"report-{'-'.join(wanted)}"
         out = beside if self.out is None else self.out
         out.mkdir(parents=True, exist_ok=True)
-        subject = Subject(run, self.workers, wanted, also, self.data)
+        sound, left_out = sound_run(run)
+        subject = Subject(sound, self.workers, wanted, also, self.data, left_out)
         report = collect_from(subject)
         html, data = write_report(report, out)
         n_pages = write_neuron_pages(subject, report, out)
@@ -68,6 +71,9 @@ class Report:
             print(f"without {section}: {reason}")
         pages = f", {data.name} and {n_pages} pages of neurons" if n_pages else f" and {data.name}"
         print(f"wrote {html}{pages} in {time.monotonic() - began:.0f} s")
+        if left_out:
+            told = "; ".join(str(one) for one in left_out)
+            raise CheckpointError(f"the report is without {len(left_out)} of {len(run.steps)} checkpoints: {told}")
 
 
 def _chosen(text: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:

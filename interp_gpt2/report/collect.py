@@ -94,7 +94,7 @@ def collect_from(subject: Subject) -> schema.Report:
     if not run.steps:
         raise RunError(f"{run.path} has no checkpoints yet; there is nothing to report")
     made: dict[str, object] = {}
-    omitted: dict[str, str] = {}
+    omitted = {f"step {one.step:,}": str(one.error) for one in subject.left_out}
     for section in SECTIONS:
         made[section] = None
         if section not in subject.sections:

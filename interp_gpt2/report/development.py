@@ -121,7 +121,8 @@ def _swept(
     for at in {tuple(steps): None for _, steps in made.values()}:
         names = [name for name, (_, steps) in made.items() if tuple(steps) == at]
         swept = attempt_sweep(subject.run, [made[name][0] for name in names], at, subject.workers)
-        refused = {one.analysis: str(one.error) for one in swept.failures if isinstance(one.error, AnalysisError)}
+        of_analyses = [one for one in swept.failures if one.analysis is not None]
+        refused = {one.analysis: str(one.error) for one in of_analyses if isinstance(one.error, AnalysisError)}
         if any(one.analysis not in refused for one in swept.failures):
             swept.complete()
         skipped |= {name: refused[made[name][0].name] for name in names if made[name][0].name in refused}

@@ -21,7 +21,7 @@ from interp_gpt2.report.inputs import context_width, inspected_steps, spread_ste
 from interp_gpt2.report.probes import telling_neurons
 from interp_gpt2.runs.foreign import ForeignRun
 from interp_gpt2.runs.run import Run
-from interp_gpt2.sweeps import sweep
+from interp_gpt2.sweeps import Failure, sweep
 from interp_gpt2.tokenizers import Tokenizer
 from interp_gpt2.training.config import TrainConfig
 
@@ -47,6 +47,7 @@ class Subject:
     sections: tuple[str, ...] = SECTIONS
     also: tuple[str, ...] = ()  # panels that take long
     data: str | None = None  # a text to measure on, in place of what the run was trained on
+    left_out: tuple[Failure, ...] = ()  # checkpoints that the run is looked at without
 
     @cached_property
     def steps(self) -> list[int]:

@@ -85,12 +85,18 @@ class Task:
         return [(analysis, result) for analysis, result in self.wanted if result.read() is None]
 
     def model(self) -> GPT2:
-        """The checkpoint's model. Raises CheckpointError or ConversionError: damaged, replaced meanwhile, or of another kind."""
+        """The checkpoint's model.
+
+        Raises CheckpointError or ConversionError for one that is damaged, diverged, replaced meanwhile, or of another kind.
+        """
         model = self.run.model(self.step)
         if self.run.checkpoint_stamp(self.step) != self.stamp:  # its rows would be kept under the hash of the one before
             raise CheckpointError(f"step {self.step} of {self.run.name} was replaced while it was swept; sweep it again")
         if self.kind is not None:
             self.kind.refuse_other(self.run, self.step, model.config)
+        for name, weight in model.named_parameters():
+            if not all(bound.isfinite() for bound in weight.aminmax()):  # either is NaN if a weight is
+                raise CheckpointError(f"{name} is not finite: the model had diverged by then, and there is nothing to measure")
         return model
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from interp_gpt2 import cli
 from interp_gpt2.model import GPT2
+from interp_gpt2.report.from_json import report_from_json
 from interp_gpt2.runs.checkpoint import save_checkpoint
 from interp_gpt2.runs.run import Run
 from interp_gpt2.sweeps import load_rows
@@ -127,3 +129,28 @@ def test_a_full_disk_names_the_table_that_could_not_be_written(
     code, err = told(capsys, "sweep", run)
     assert (code, err) == (4, "interp-gpt2: t.csv: No space left on device\n")
     assert not list(tmp_path.glob("*t.csv*"))
+
+
+def test_a_report_is_made_of_the_checkpoints_that_are_whole_and_names_the_others(make: Make, capsys: Any) -> None:
+    run = make("damaged", [0, 2, 4, 8])
+    weights = run.checkpoint(4) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    code, err = told(capsys, "report", run, "--only", "head_scores,lens", "--workers", "1")
+    assert code == 4
+    assert "the report is without 1 of 4 checkpoints: step 4" in err
+    report = report_from_json((run.path / "report-head_scores-lens" / "report.json").read_text("utf-8"))
+    assert report.head_scores.steps == report.run.checkpoints == [0, 2, 8]
+    assert "truncated" in report.omitted["step 4"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_model_that_diverged_at_one_step_is_named_and_the_others_are_swept(make: Make, capsys: Any, workers: int) -> None:
+    run = make("diverged", [0, 2, 4])
+    model = run.model(2)
+    with torch.no_grad():
+        model.blocks[1].mlp.fc.weight[3, 5] = torch.nan
+    put(run, 2, model)
+    code, err = told(capsys, "sweep", run, "--analyses", "head_scores", "--out", "t.csv", "--workers", str(workers))
+    assert code == 4
+    assert "step 2: blocks.1.mlp.fc.weight is not finite: the model had diverged" in err
+    assert sorted(load_rows("t.csv").step.unique()) == [0, 4]
