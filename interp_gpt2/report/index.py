@@ -1,8 +1,10 @@
 """The runs in a folder on one page: what each learned, how far it came, when it changed phase, and where its report is."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -129,7 +131,9 @@ def _table(found: Sequence[Entry]) -> Markup:
 
 
 def _row(i: int, entry: Entry, found: Sequence[Entry]) -> Markup:
-    name = tag("a", {"href": f"{entry.name}/{REPORT}"}, entry.name) if entry.report else entry.name
+    # A folder may be called "a#b", or "javascript:x".
+    way = f"./{quote(os.fsencode(entry.name))}/{REPORT}"
+    name = tag("a", {"href": way}, entry.name) if entry.report else entry.name
     data = sorted({other.data for other in found}).index(entry.data)
     last = entry.losses[-1] if entry.losses else None
     of = f"{count(entry.step)} of {count(entry.n_steps)}" if entry.step != entry.n_steps else count(entry.step)

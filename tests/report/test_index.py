@@ -36,10 +36,18 @@ def test_runs_are_listed_with_what_training_logged_and_what_their_report_found(f
 
 def test_a_run_with_a_report_is_a_link_to_it_and_one_that_cannot_be_read_says_why(folder: Path) -> None:
     page = index_page(entries(folder), "runs")
-    assert 'href="b-chains/report.html"' in page
-    assert 'href="a-text/report.html"' not in page
+    assert 'href="./b-chains/report.html"' in page
+    assert 'href="./a-text/report.html"' not in page
     assert "Cannot be read" in page
     assert page == index_page(entries(folder), "runs")
+
+
+def test_a_link_leads_to_the_folder_whatever_it_is_called(folder: Path, tmp_path: Path) -> None:
+    for name in ("a b#c?d%20", "javascript:alert(1)"):
+        shutil.copytree(folder / "b-chains", tmp_path / name)
+    page = index_page(entries(tmp_path), "runs")
+    assert 'href="./a%20b%23c%3Fd%2520/report.html"' in page
+    assert 'href="./javascript%3Aalert%281%29/report.html"' in page
 
 
 def test_a_report_of_another_layout_is_said_to_be_one(folder: Path, tmp_path: Path) -> None:

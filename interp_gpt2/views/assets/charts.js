@@ -42,6 +42,7 @@ function nearest(svg, x, y) {
 
 function hoverChart(svg) {
   const figure = svg.closest('figure');
+  if (!figure) return; // a chart the size of a word has no room for a readout
   const readout = make('div', { class: 'readout', hidden: '' });
   const dot = make('circle', { class: 'point', r: 4, visibility: 'hidden' });
   svg.append(dot);
