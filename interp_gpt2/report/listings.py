@@ -72,4 +72,4 @@ def _score(value: float | None) -> Markup:
 
 
 def _rounded(value: float | None) -> Any:
-    return None if value is None else round(value, 4)
+    return None if value is None else round(value, 6)  # fewer would be rounded twice, here and by the script
