@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
-FACTOR = 2.0
+FACTOR = 3.0  # such machines vary by two from hour to hour
 CLAIM = re.compile(
     r"On two cores of an AMD EPYC the demo takes ([\d.]+) minutes and the tests take ([\d.]+), after about ([\d.]+) minutes of "
     r"installing\."

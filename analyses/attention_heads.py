@@ -10,7 +10,8 @@ from pathlib import Path
 
 from interp_gpt2 import Run, sweep
 from interp_gpt2.analysis.attention_patterns import METRICS, HeadScores
-from interp_gpt2.analysis.development import MIN_CHECKPOINTS, best_head_curve
+from interp_gpt2.analysis.development import MIN_CHECKPOINTS, MIN_RISE, best_head_curve
+from interp_gpt2.analysis.phase_changes import detect
 from interp_gpt2.sweeps import save_rows
 from interp_gpt2.views import figures
 
@@ -29,8 +30,9 @@ def main() -> None:
     sequences = next(run.source().validation(run.config.n_ctx, args.sequences))
     table = sweep(run, HeadScores(sequences[:, :-1]))
     curve = best_head_curve(table, args.score)
-    growth = curve.growth if len(curve.steps) >= MIN_CHECKPOINTS else None
-    change = None if growth is None else growth.phase_change
+    enough = len(curve.steps) >= MIN_CHECKPOINTS
+    found = detect(curve.steps, curve.values, curve.uniform, MIN_RISE) if enough else None
+    change = None if found is None else found.change
 
     scores = table[table["metric"] == args.score].pivot(index="label", columns="step", values="value")
     window = (change.step - change.width / 2, change.step + change.width / 2) if change else None
@@ -39,7 +41,7 @@ def main() -> None:
     )
     paths = [save_rows(table, out / "attention_heads.json"), *figures.save(figure, out / f"attention_heads_{args.score}.pdf")]
     best = f"{curve.heads[-1]} scores {curve.values[-1]:.2f} at step {curve.steps[-1]}, a uniform head {curve.uniform[-1]:.2f}"
-    since = f"{len(curve.steps)} checkpoints are too few to look for a phase change" if growth is None else growth.verdict
+    since = f"{len(curve.steps)} checkpoints are too few to look for a phase change" if found is None else found.verdict
     print(f"answer: {args.score}: {best}; {since}")
     print("wrote", *paths)
 

@@ -103,7 +103,7 @@ def requires_python(version: str) -> bool:
     return f'requires-python = ">={version}"' in (ROOT / "pyproject.toml").read_text()
 
 
-def tested_with(version: str) -> bool:
+def is_tested(version: str) -> bool:
     """A version of TransformerLens that CI installs, or the beginning of one."""
     pinned = re.search(r"^transformer-lens==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     other = re.search(r"'transformer-lens==(.*?)'", (ROOT / ".ci/run").read_text())
@@ -134,6 +134,13 @@ def same_however_it_is_run(tolerance: str) -> bool:
     held = [cells("CONTRACT.md", f"{row}**")[1] for row in rows]
     apart = [float(worst) for cell in held for worst in re.findall(r"worst ([\d.e-]+)", cell)]
     return all("hold" in cell and "fail" not in cell for cell in held) and max(apart) <= float(tolerance)
+
+
+def names_notebooks(*said: str) -> bool:
+    """Their numbers are those of the files, and their names begin as the files' do ("01 a tour": 01_tour.ipynb)."""
+    files = [path.stem.partition("_") for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
+    names = [(number, title.removeprefix("a ").partition(",")[0]) for number, title in zip(said[::2], said[1::2], strict=True)]
+    return names == [(number, title.replace("_", " ")) for number, _, title in files]
 
 
 def no_kill_lost(n: str) -> bool:
@@ -172,22 +179,23 @@ CLAIMS: dict[str, Callable[..., bool]] = {
     r"results are the same \(to (\S+) in float32\) recorded or not": same_however_it_is_run,
     r"(\S+) parameters at the small size": lambda said: f"{GPT2Config().n_params:,}" == said,
     r"logits equal Hugging Face's to (\S+),": lambda said: float(cells("EXACTNESS.md", "as initialised")[2]) <= float(said),
-    r"equals TransformerLens (\S+)'s by name": tested_with,
+    r"equals TransformerLens (\S+)'s by name": is_tested,
     r"\(batch, pos, (1)\)": lambda said: True,  # that table is held against the model above
+    r"calls in them: (\d+) (.*?), (\d+) (.*?), (\d+) (.*?), (\d+) (.*?), (\d+) (.*?), (\d+) (.*?), (\d+) (.*?)\.": names_notebooks,
     r"survive kill -(\d) and": lambda said: int(said) == signal.SIGKILL,
     r"(\S+) kills, none lost": no_kill_lost,
     r"TransformerLens needs (\S+) s for takes (\S+) s, equal to whole passes within (\S+) \(": patching,
     r"\((\S+) forward passes at the small size\)": lambda said: rounds_to(cells("PATCHING.md", "EAP")[1], said),
-    r"TransformerLens (\d) removed": tested_with,
-    r"both are tested: (\S+)'s own": tested_with,
-    r"Hugging Face \| TransformerLens (\S+) \|": tested_with,
+    r"TransformerLens (\d) removed": is_tested,
+    r"both are tested: (\S+)'s own": is_tested,
+    r"Hugging Face \| TransformerLens (\S+) \|": is_tested,
     rf"GPT-2 small, (\d) x (\d+) tokens: forward{MS} \| the same, caching every activation{MS}"
     rf" \| the same, with per-head results{MS}": speeds_of_gpt2_small,
     rf"GPT-2 small, (\d) x (\d+) tokens: forward{MS} \| \d+ layers": lambda batch, pos, *said: speed(
         f"forward, {batch} x {pos} tokens", *said
     ),
     rf"(\d+) layers, d_model (\d+), (\d) x (\d+): forward{MS} \| the same, caching every activation{MS}": speeds_of_two_layers,
-    r"TransformerLens (\S+) and nnsight are in": tested_with,
+    r"TransformerLens (\S+) and nnsight are in": is_tested,
 }
 
 

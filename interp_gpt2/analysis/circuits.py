@@ -27,11 +27,13 @@ _RANDOM_HEADS = 128
 class CopyingScores:
     """Of every head, in [-1, 1]: 1 if it raises whatever it attends to, -1 if it lowers it.
 
-    A head of random weights scores 0 on average, and `random_std` is by how much such heads spread.
+    A head of random weights scores 0 on average, and `random_std` is by how much such heads spread; `random_highest`, where it is
+    measured, is what the highest of as many such heads as the model has scores on average.
     """
 
     values: Float[Tensor, "layer head"]
     random_std: float
+    random_highest: float | None = None
 
 
 def copying_score(circuit: FactoredMatrix) -> Float[Tensor, "*lead"]:
@@ -63,8 +65,14 @@ def full_ov_copying_scores(model: GPT2) -> CopyingScores:
     between = W_U(model) @ W_E(model)
     draw = torch.Generator().manual_seed(0)
     V, O = (torch.randn(_RANDOM_HEADS, *shape, generator=draw).to(between) for shape in _factors(model))  # noqa: E741
-    spread = copying_score(between @ FactoredMatrix(V, O)).square().mean().sqrt()
-    return CopyingScores(copying_score(between @ OV(model)), float(spread))
+    random = copying_score(between @ FactoredMatrix(V, O))
+    n_heads = model.config.n_layers * model.config.n_heads
+    return CopyingScores(copying_score(between @ OV(model)), float(random.square().mean().sqrt()), _largest_of(n_heads, random))
+
+
+def _largest_of(n: int, values: Float[Tensor, "value"]) -> float:
+    """The mean of the largest of each `n` values in turn; the largest of all where there are not as many."""
+    return float(torch.stack([part.max() for part in values.split(n) if len(part) == min(n, len(values))]).mean())
 
 
 def _factors(model: GPT2) -> tuple[tuple[int, int], tuple[int, int]]:

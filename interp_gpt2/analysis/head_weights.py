@@ -33,7 +33,7 @@ class HeadCopying(Analysis):
 
     Rows "copying" (tokens to logits) and "ov_copying" (stream to stream) for each head, in [-1, 1]; beside each, for want of
     an interval, how far from 0 heads of random weights lie: "copying_random_std", measured between this model's embeddings,
-    and "ov_copying_random_std" = 3 / (2 d_head).
+    and "ov_copying_random_std" = 3 / (2 d_head); and "copying_highest_random", the largest of as many such heads as there are.
     """
 
     name: str = "head_copying"
@@ -43,6 +43,8 @@ class HeadCopying(Analysis):
         rows: list[Row] = []
         for metric, scores in (("copying", full_ov_copying_scores(model)), ("ov_copying", ov_copying_scores(model))):
             rows.append({"metric": f"{metric}_random_std", "value": _known(scores.random_std)})
+            if scores.random_highest is not None:
+                rows.append({"metric": f"{metric}_highest_random", "value": _known(scores.random_highest)})
             for layer, values in enumerate(scores.values.tolist()):
                 rows += [{"metric": metric, **_head(layer, head), "value": _known(value)} for head, value in enumerate(values)]
         return rows
@@ -57,7 +59,8 @@ class HeadComposition(Analysis):
     "k_composition_max" and its like: for each reading head the largest over the heads before it, so that every head has a
     curve over training. In [0, 1]; "composition_unrelated" is the root mean square of pairs that read and write in unrelated
     directions. Of many pairs the largest lies above that by chance: "k_composition_max_untrained" is the same maximum in an
-    untrained model, mean over the heads of each layer.
+    untrained model, mean over the heads of each layer, and "composition_highest_untrained" its largest over all heads, of each
+    kind ("q", "k", "v").
     """
 
     name: str = "head_composition"
@@ -68,6 +71,8 @@ class HeadComposition(Analysis):
         for way in ("q", "k", "v"):
             rows += _pairs(way, found) + _largest(way, getattr(found, way))
             rows += _largest_by_chance(way, getattr(by_chance, way))
+            largest = getattr(by_chance, way).values.nan_to_num(0)
+            rows.append({"metric": "composition_highest_untrained", "label": way, "value": float(largest.max())})
         return rows
 
 

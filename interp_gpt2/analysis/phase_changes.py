@@ -201,7 +201,7 @@ def _with_intervals(
     half = change.resolution / 2
     return replace(
         found,
-        step_interval=(float(min(low, change.step - half)), float(max(high, change.step + half))),
+        step_interval=(float(max(step[0], min(low, change.step - half))), float(min(step[-1], max(high, change.step + half)))),
         width_interval=(float(min(narrow, change.width)), float(max(wide, change.width, change.resolution))),
         found_again=float(again.mean()) if n_bootstrap else None,
     )

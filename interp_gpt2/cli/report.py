@@ -43,6 +43,7 @@ class Report:
         from interp_gpt2.errors import CheckpointError
         from interp_gpt2.report.collect import collect_from
         from interp_gpt2.report.development import SLOW
+        from interp_gpt2.report.index import INDEX, write_index
         from interp_gpt2.report.neuron_pages import write_neuron_pages
         from interp_gpt2.report.page import write_report
         from interp_gpt2.report.subject import SECTIONS, Subject
@@ -71,6 +72,8 @@ class Report:
             print(f"without {section}: {reason}")
         pages = f", {data.name} and {n_pages} pages of neurons" if n_pages else f" and {data.name}"
         print(f"wrote {html}{pages} in {time.monotonic() - began:.0f} s")
+        if (run.path.parent / INDEX).is_file() and not isinstance(run, ForeignRun):
+            print(f"wrote {write_index(run.path.parent)}")
         if left_out:
             told = "; ".join(str(one) for one in left_out)
             raise CheckpointError(f"the report is without {len(left_out)} of {len(run.steps)} checkpoints: {told}")

@@ -43,6 +43,10 @@ class Runs:
                 damaged.append(f"{path.name} cannot be read: {error}")
         if lines:
             print(table(header, lines))
+        if self.page:
+            from interp_gpt2.report.index import write_index
+
+            print(f"\nwrote {write_index(self.folder)}")
         for problem in damaged:
             print(f"interp-gpt2: {' '.join(problem.split())}", file=sys.stderr)
         return _DAMAGED if damaged else 0

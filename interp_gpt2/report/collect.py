@@ -4,14 +4,11 @@ A section that this run or this machine cannot give is left out, and `Report.omi
 an error, never a gap.
 """
 
-import math
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-import numpy as np
 import torch
 
-from interp_gpt2.analysis.attention_patterns import METRICS, head_label
 from interp_gpt2.analysis.logit_lens import logit_lens
 from interp_gpt2.analysis.loss import LossByPosition
 from interp_gpt2.analysis.rows import reach_95
@@ -23,6 +20,7 @@ from interp_gpt2.generation import generate
 from interp_gpt2.report import schema
 from interp_gpt2.report.development import collect_development
 from interp_gpt2.report.facts import data_facts, hashes, run_facts, versions
+from interp_gpt2.report.heads import collect_heads, findings, notes_at_the_end, phase_change
 from interp_gpt2.report.inputs import spread_steps
 from interp_gpt2.report.neuron_pages import collect_neuron_pages
 from interp_gpt2.report.probes import collect_neurons, collect_probes
@@ -39,45 +37,6 @@ SAMPLE_TOKENS = 160
 SAMPLE_PROMPT_TOKENS = 16
 SEED = 0
 TEMPERATURE = 0.8
-
-SCORE_WORDS = {
-    "induction": ("Induction", "attention to the tokens that followed earlier occurrences of the current token", "attention"),
-    "previous_token": ("Previous token", "attention to the token before the current one", "attention"),
-    "duplicate_token": ("Duplicate token", "attention to earlier occurrences of the current token", "attention"),
-    "first_token": ("First token", "attention to the first token of the sequence", "attention"),
-    "entropy": ("Entropy", "spread of the attention over the tokens it can see", "nats"),
-}
-
-WEIGHT_SCORES = (  # metric, title, what it measures, its yardstick, the fewest layers that can have it
-    (
-        "copying",
-        "Copying",
-        "by the head's weights: does it raise the logit of what it attends to? From -1 to 1",
-        ("copying_random_std", "random sd"),
-        1,
-    ),
-    (
-        "k_composition_max",
-        "K-composition",
-        "by weights: how much its keys read of what one earlier head writes",
-        ("k_composition_max_untrained", "untrained"),
-        2,
-    ),
-    (
-        "q_composition_max",
-        "Q-composition",
-        "by weights: how much its queries read of what one earlier head writes",
-        ("q_composition_max_untrained", "untrained"),
-        2,
-    ),
-    (
-        "v_composition_max",
-        "V-composition",
-        "by weights: how much its values read of what one earlier head writes",
-        ("v_composition_max_untrained", "untrained"),
-        2,
-    ),
-)
 
 
 def collect(run: Run, sections: tuple[str, ...] = SECTIONS, workers: int | Executor | None = None) -> schema.Report:
@@ -104,14 +63,15 @@ def collect_from(subject: Subject) -> schema.Report:
             made[section] = _MAKERS[section](subject)
         except (AnalysisError, DataError, TokenizerError) as refusal:  # what this run cannot give, in words for the reader
             omitted[section] = str(refusal)
-    change, why_none = _phase_change(subject) if made["head_scores"] else (None, "head scores were not computed")
+    scored = made["head_scores"]
+    change, why_none = phase_change(subject) if scored else (None, "head scores were not computed")
     return schema.Report(
         run=run_facts(subject),
         data=data_facts(subject),
         phase_change=change,
         phase_change_note=why_none,
         inspected=subject.inspected,
-        heads=_findings(made["head_scores"]),
+        heads=findings(scored.heads, scored.scores) if scored else {},
         omitted=omitted,
         versions=versions(),
         hashes=hashes(subject),
@@ -179,90 +139,6 @@ def _loss_by_position(subject: Subject) -> schema.LossByPosition:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Heads
-
-
-def _head_scores(subject: Subject) -> schema.HeadScores:
-    table, config = subject.head_table, subject.run.config
-    heads = [head_label(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
-    scores = []
-    for metric in SCORE_WORDS:
-        rows, uniform = table[table.metric == metric], table[table.metric == f"{metric}_uniform"].iloc[0]
-        by_head = {
-            column: rows.pivot(index="label", columns="step", values=column).loc[heads].to_numpy().tolist()
-            for column in ("value", "low", "high")
-        }
-        title, measures, unit = SCORE_WORDS[metric]
-        scores.append(
-            schema.HeadScore(
-                metric,
-                title,
-                measures,
-                unit,
-                float(uniform.value),
-                int(uniform.n),
-                by_head["value"],
-                by_head["low"],
-                by_head["high"],
-            )
-        )
-    scores += [_of_weights(subject, heads, *one) for one in WEIGHT_SCORES if config.n_layers >= one[-1]]
-    command = subject.command("heads", subject.called, "--all", "--csv", "heads.csv")
-    return schema.HeadScores(command, subject.head_sequences.are, subject.steps, heads, scores)
-
-
-def _of_weights(
-    subject: Subject, heads: list[str], metric: str, title: str, measures: str, beside: tuple[str, str], least_layers: int
-) -> schema.HeadScore:
-    """A score of heads by their weights alone; heads that cannot have it have None."""
-    table = subject.weight_table
-    rows = table[table.metric == metric].pivot(index="label", columns="step", values="value").reindex(heads)
-    values = [[None if math.isnan(value) else value for value in row] for row in rows.to_numpy(dtype=float).tolist()]
-    yardstick, name = beside
-    level = float(table[(table.metric == yardstick) & (table.step == subject.steps[-1])].value.mean())
-    return schema.HeadScore(metric, title, measures, "weights", level, None, values, yardstick=name)
-
-
-def _findings(section: schema.HeadScores | None) -> dict[str, schema.HeadFinding]:
-    """At the last checkpoint, the head with most of each score."""
-    if section is None:
-        return {}
-    found = {}
-    for score in section.scores:
-        last = [values[-1] for values in score.values]
-        if score.name in METRICS and score.unit == "attention":  # the most spread head is no finding
-            best = int(np.argmax(last))
-            found[score.name] = schema.HeadFinding(section.heads[best], last[best], score.uniform)
-    return found
-
-
-def _phase_change(subject: Subject) -> tuple[schema.PhaseChange | None, str]:
-    """The induction score's, on its maximum over heads less the uniform head's; else why none was found."""
-    try:
-        curve, found = subject.induction, subject.detection
-    except AnalysisError as refusal:
-        return None, str(refusal)
-    change = found.change
-    if change is None or found.step_interval is None or found.width_interval is None:
-        return None, found.reason.strip("()")
-    return schema.PhaseChange(
-        step=change.step,
-        width=change.width,
-        rise=change.rise,
-        low=change.low,
-        high=change.high,
-        resolution=change.resolution,
-        step_interval=list(found.step_interval),
-        width_interval=list(found.width_interval),
-        bic_margin=found.growth.margin,
-        p_walk=found.p_walk,
-        steps=list(curve.steps),
-        values=[value - uniform for value, uniform in zip(curve.values, curve.uniform, strict=True)],
-        command=subject.command("heads", subject.called, "--all"),
-    ), ""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # One prompt
 
 
@@ -276,8 +152,7 @@ def _lens(subject: Subject) -> schema.Lens:
 
 def _attention(subject: Subject) -> schema.Attention:
     tokens, config = _tokens(subject), subject.run.config
-    if not config.n_layers:
-        raise AnalysisError("a model of no layers has no attention")
+    notes, first = notes_at_the_end(subject)
     at_one_step = config.n_layers * config.n_heads * tokens.shape[1] ** 2
     steps = spread_steps(subject.inspected, max(2, ATTENTION_BYTES // at_one_step))
     patterns = []
@@ -286,9 +161,6 @@ def _attention(subject: Subject) -> schema.Attention:
             _, cache = subject.run.model(step).run_with_cache(tokens, "*.pattern")
             patterns.append(cache.stack("pattern")[:, 0])
     labels = [subject.tokenizer.labels[token] for token in tokens[0].tolist()]
-    findings = _findings(_head_scores(subject))
-    notes = {f.label: f"{SCORE_WORDS[name][0].lower()} {f.score:.2f}" for name, f in reversed(findings.items())}
-    first = findings["induction"].label if "induction" in findings else ""
     packed = pack_attention(labels, torch.stack(patterns), steps, notes, first)
     return schema.Attention(subject.section_command("attention"), subject.prompt, packed)
 
@@ -318,7 +190,7 @@ _MAKERS: dict[str, Callable[[Subject], object]] = {
     "development": collect_development,
     "loss": _loss,
     "loss_by_position": _loss_by_position,
-    "head_scores": _head_scores,
+    "head_scores": collect_heads,
     "lens": _lens,
     "attention": _attention,
     "probes": lambda subject: collect_probes(subject.run, subject.source, subject.workers, subject.section_command("probes")),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from interp_gpt2.analysis.development import MIN_RISE
 from interp_gpt2.analysis.head_weights import HeadComposition, HeadCopying
 from interp_gpt2.analysis.phase_changes import detect
-from interp_gpt2.analysis.registry import REGISTRY, analysis_named
+from interp_gpt2.analysis.registry import analysis_named
 from interp_gpt2.analysis.representations import SimilarityTo
 from interp_gpt2.analysis.rows import Analysis
 from interp_gpt2.analysis.sequences import held_out
@@ -21,8 +21,7 @@ from interp_gpt2.sweeps import attempt_sweep
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-WORK = 1_500_000_000  # steps x parameters: of larger models fewer steps are measured
-LEAST_STEPS, MOST_STEPS = 12, 200
+SLOW_STEPS = 12
 SIMILARITY_SEQUENCES = 16
 
 
@@ -61,13 +60,13 @@ def collect_development(subject: Subject) -> schema.Development:
 
     Raises AnalysisError if there is none, and as `sweep` does for a checkpoint that cannot be read.
     """
-    steps = development_steps(subject)
+    steps = subject.measured
     made, skipped = {}, {}
     for name, kind in KINDS.items():
         if kind.slow and name not in subject.also:
-            skipped[name] = f"takes long: `interp-gpt2 report {subject.run.name} --also {name}`"
+            skipped[name] = f"takes long: `interp-gpt2 report {subject.called} --also {name}`"
             continue
-        at = spread_steps(steps, LEAST_STEPS) if kind.slow else steps
+        at = spread_steps(steps, SLOW_STEPS) if kind.slow else steps
         try:
             made[name] = (_analysis(subject, name), at)
         except (AnalysisError, DataError) as refusal:
@@ -89,12 +88,6 @@ def collect_development(subject: Subject) -> schema.Development:
         changes=[change for panel in drawn if KINDS[panel.name].dated for change in _changes(panel, steps)],
         skipped=skipped,
     )
-
-
-def development_steps(subject: Subject) -> list[int]:
-    """All checkpoints of a small model, fewer of a large one, evenly in log(1 + step)."""
-    most = max(LEAST_STEPS, min(MOST_STEPS, WORK // max(1, subject.run.config.n_params)))
-    return spread_steps(subject.steps, most)
 
 
 def _analysis(subject: Subject, name: str) -> Analysis:
@@ -157,5 +150,4 @@ def _measured_on(subject: Subject) -> str:
         name = subject.source.name
     except DataError:
         return subject.head_sequences.are
-    counts = [REGISTRY[kind].n_sequences for kind in KINDS if kind in REGISTRY and REGISTRY[kind].n_sequences > 1]
-    return f"{min(counts)} to {max(counts)} held-out sequences of {name}, the same at every step"
+    return f"held-out sequences of {name}, the same at every step"

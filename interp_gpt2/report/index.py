@@ -19,7 +19,7 @@ from interp_gpt2.runs.run import SETTINGS, Run
 from interp_gpt2.views.html import document, tag
 from interp_gpt2.views.svg import LINEAR, STEPS_LINEAR, STEPS_LOG, Chart, Line, Rule, draw
 
-REPORT, DATA = "report.html", "report.json"
+INDEX, REPORT, DATA = "index.html", "report.html", "report.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Entry:
 
     name: str
     data: str = ""
+    comparable: tuple[str, ...] = ()  # what losses on one axis must share: the data, its tokens, the context
     seed: int | None = None
     n_params: int = 0
     step: int = 0
@@ -68,6 +69,7 @@ def _entry(path: Path) -> Entry:
     found = Entry(
         name=path.name,
         data=config.data,
+        comparable=(config.data, str(run.settings["data"]), str(run.config.n_ctx if steps else "")),
         seed=run.seed,
         n_params=n_params,
         step=max([*steps[-1:], *(row["step"] for row in metrics[-1:])], default=0),
@@ -76,23 +78,26 @@ def _entry(path: Path) -> Entry:
         steps=tuple(at),
         losses=tuple(validation[step] for step in at),
     )
-    return _with_report(found, path)
+    return _with_report(found, run)
 
 
-def _with_report(entry: Entry, path: Path) -> Entry:
+def _with_report(entry: Entry, run: Run) -> Entry:
+    path = run.path
     if not (path / REPORT).is_file() or not (path / DATA).is_file():
         return replace(entry, note="no report yet")
     try:
         report = report_from_json((path / DATA).read_text("utf-8"))
     except (AnalysisError, ValueError) as error:
         return replace(entry, note=str(error))
-    behind = "" if report.run.last_step == entry.step else f"of step {count(report.run.last_step)}"
-    return replace(entry, report=report, note=behind)
+    last = report.run.last_step
+    if last not in run.steps or report.hashes.get(f"model at step {last}") != run.checkpoint_hash(last):
+        return replace(entry, note="its report is of other checkpoints")
+    return replace(entry, report=report, note="" if last == entry.step else f"of step {count(last)}")
 
 
 def write_index(folder: Path) -> Path:
     """Write index.html into a folder of runs and return its path. The same runs and reports give the same bytes."""
-    path = folder / "index.html"
+    path = folder / INDEX
     with written_atomically(path) as file:
         file.write(index_page(entries(folder), folder.name).encode())
     return path
@@ -101,10 +106,10 @@ def write_index(folder: Path) -> Path:
 def index_page(found: Sequence[Entry], title: str) -> str:
     """The page: a chart of losses for each kind of data, a row for each run that can be read, and those that cannot."""
     readable = [entry for entry in found if not entry.problem]
-    by_data: dict[str, list[Entry]] = {}
+    alike: dict[tuple[str, ...], list[Entry]] = {}
     for entry in readable:
-        by_data.setdefault(entry.data, []).append(entry)
-    charts = [_losses(data, its) for data, its in sorted(by_data.items()) if any(entry.steps for entry in its)]
+        alike.setdefault(entry.comparable, []).append(entry)
+    charts = [_losses(its) for _, its in sorted(alike.items()) if any(entry.steps for entry in its)]
     body = tag(
         "main",
         {"class": "index"},
@@ -176,8 +181,9 @@ def _spark(entry: Entry) -> Markup | str:
     return draw(chart)
 
 
-def _losses(data: str, found: Sequence[Entry]) -> Markup:
-    """The validation losses of all runs on the same data, beside the references of the first of them that has a report."""
+def _losses(found: Sequence[Entry]) -> Markup:
+    """The validation losses of runs on the same data, beside the references of the first of them that has a report."""
+    data = found[0].data
     curves = [entry for entry in found if entry.steps]
     lines = [
         Line(

@@ -21,7 +21,8 @@ def head_listing(section: HeadScores) -> Markup:
     beside = [tag("th", {"scope": "row"}, "yardstick")]
     beside += [tag("td", {"title": score.yardstick}, f"{score.uniform:.3f}") for score in section.scores]
     values = [[[_rounded(value) for value in of_head] for of_head in score.values] for score in section.scores]
-    data = json_script({"steps": section.steps, "values": values})
+    at_each = [score.beside or [score.uniform] * len(section.steps) for score in section.scores]
+    data = json_script({"steps": section.steps, "values": values, "beside": at_each})
     table = _table(["head", *(score.title for score in section.scores)], rows, tag("tfoot", {}, tag("tr", {}, *beside)))
     return tag("div", {"class": "scroll listing", "data-view": "heads", "tabindex": "0"}, table, data)
 

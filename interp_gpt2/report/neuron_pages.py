@@ -16,7 +16,7 @@ def collect_neuron_pages(subject: Subject) -> schema.NeuronPages:
     """A line for each neuron that has a page. Raises as `Subject.histories` does."""
     histories, labels = subject.histories, subject.tokenizer.labels
     return schema.NeuronPages(
-        command=subject.command("neurons", subject.called, "--count", subject.neurons_per_layer),
+        command=subject.section_command("neuron_pages"),
         measured_on=subject.neuron_sequences.are,
         step=histories[0].last.step,
         history=[record.step for record in histories[0].records],
@@ -34,6 +34,10 @@ def write_neuron_pages(subject: Subject, report: schema.Report, folder: Path) ->
     """Write the pages that a report links to into `folder`/neurons, and return how many: 0 if it has no such section."""
     if report.neuron_pages is None:
         return 0
+    known = {f"{page.label}.html" for page in report.neuron_pages.pages}
+    for path in (folder / FOLDER).glob("L*N*.html"):  # of an earlier report
+        if path.name not in known:
+            path.unlink()
     save_neuron_pages(
         subject.histories, subject.tokenizer.labels, folder / FOLDER, report.run.name, report.neuron_pages.measured_on
     )

@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from interp_gpt2.files import written_atomically
 from interp_gpt2.report import listings, panel_pictures, pictures, words
 from interp_gpt2.report.schema import Report
 from interp_gpt2.views.attention import attention_fragment
@@ -36,10 +37,11 @@ def render(report: Report) -> str:
 
 
 def write_report(report: Report, run_dir: str | Path) -> tuple[Path, Path]:
-    """Write report.html and report.json into a run's directory and return their paths, in that order."""
+    """Write report.html and report.json into a run's directory and return their paths, in that order: both whole, or neither."""
     html, data = Path(run_dir, "report.html"), Path(run_dir, "report.json")
-    data.write_text(report.to_json(), encoding="utf-8", newline="\n")
-    html.write_text(render(report), encoding="utf-8", newline="\n")
+    for path, text in [(html, render(report)), (data, report.to_json())]:
+        with written_atomically(path) as file:
+            file.write(text.encode())
     return html, data
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from interp_gpt2.analysis.development import best_head_curve
+from interp_gpt2.analysis.in_context import SHORTEST
 from interp_gpt2.errors import AnalysisError
 from interp_gpt2.report.schema import Panel, PanelLine
 
@@ -48,14 +49,19 @@ class Measured:
         has_interval = alone and not is_yardstick
         return PanelLine(label, values, low if has_interval else None, high if has_interval else None, is_yardstick)
 
-    def highest(self, metric: str, label: str) -> PanelLine:
+    def highest(self, metric: str, label: str, is_yardstick: bool = False) -> PanelLine:
         """At each step the largest value of any head, which need not be the same one throughout."""
-        return PanelLine(label, _plain(self.of(metric).groupby("step")["value"].max().reindex(self.steps)))
+        largest = self.of(metric).groupby("step")["value"].max().reindex(self.steps)
+        return PanelLine(label, _plain(largest), is_yardstick=is_yardstick)
 
     def beside(self, metric: str) -> list[PanelLine]:
         """The yardsticks of a metric: "mean_loss_trigram" is the trigram's."""
         names = [name for name in dict.fromkeys(self.table["metric"]) if name.startswith(f"{metric}_")]
-        return [self.line(self.of(name), name.removeprefix(f"{metric}_").replace("_", " "), is_yardstick=True) for name in names]
+        return [self.line(self.of(name), _predictor(name.removeprefix(f"{metric}_")), is_yardstick=True) for name in names]
+
+
+def _predictor(suffix: str) -> str:
+    return {"bayes_bigram": "Bayes bigram", "in_context_unigram": "in-context unigram"}.get(suffix, suffix.replace("_", " "))
 
 
 def _plain(column: "Series") -> list[float | None]:
@@ -73,6 +79,8 @@ def loss(found: Measured) -> Panel:
 
 
 def in_context_learning(found: Measured) -> Panel:
+    if found.of("in_context_learning")["value"].isna().all():
+        raise AnalysisError(f"contexts of fewer than {SHORTEST} tokens are too short to tell early from late")
     lines = [found.line(found.of("in_context_learning"), "the model"), *found.beside("in_context_learning")]
     measures = (
         "Loss over the last eighth of the context less that over its second sixteenth: below 0 for a model that makes use of "
@@ -85,7 +93,10 @@ def token_classes(found: Measured) -> Panel:
     classes = dict(found.by("label", "class_loss"))
     chosen = next((names for names in CLASSES if set(names) & set(classes)), tuple(classes)[:4])
     lines = [found.line(classes[name], name) for name in chosen if name in classes]
-    measures = "A bigram is repeated if it has stood in the window before; a state predictable if it has."
+    measures = (
+        "States: predictable where the present one has stood in the window before. Repeated tokens: from the first copy on. "
+        "Text: by what is predicted; a bigram is repeated if it has stood in the window before."
+    )
     return Panel("loss_by_token_class", "Loss by kind of token", measures, "nats", False, lines)
 
 
@@ -93,25 +104,37 @@ def ngram_agreement(found: Measured) -> Panel:
     lines = [found.line(rows, label) for label, rows in found.by("label", "agreement_kl")]
     nothing = [(label, float(rows["value"].iloc[0])) for label, rows in found.by("label", "agreement_kl_uniform")]
     said = ", ".join(f"{value:.2f} to {label}" for label, value in nothing)
-    measures = f"KL(model || predictor): 0 where the model predicts as that one does. A model that knows nothing has {said}."
+    measures = (
+        "KL(model || predictor): 0 where the model predicts as that one does. Even odds over all tokens have "
+        f"{said}; an untrained model need not."
+    )
     return Panel("ngram_agreement", "Distance from simple predictors", measures, "nats", False, lines)
 
 
 def heads(found: Measured) -> Panel:
-    lines = []
+    lines, leaders = [], []
     for metric, name in BEST_HEADS.items():
         curve = best_head_curve(found.table, metric)
         excess = {at: value - even for at, value, even in zip(curve.steps, curve.values, curve.uniform, strict=True)}
-        lines.append(PanelLine(f"{name} ({curve.heads[-1]})", [excess.get(step) for step in found.steps]))
+        lines.append(PanelLine(name, [excess.get(step) for step in found.steps]))
+        leaders.append(f"{curve.heads[-1]} ({name})")
     lines.append(PanelLine("uniform head", [0.0] * len(found.steps), is_yardstick=True))
-    measures = "The highest score of any head less a head's that attends evenly; in brackets the head that has it at the end."
+    measures = (
+        "The highest score of any head, which need not be the same one throughout, less a head's that attends evenly. "
+        f"At the end it is that of {', '.join(leaders)}."
+    )
     return Panel("head_scores", "Heads", measures, "attention", False, lines)
 
 
 def copying(found: Measured) -> Panel:
-    by_chance = found.line(found.of("copying_random_std"), "random weights, 1 sd", True)
-    lines = [found.highest("copying", "the most of any head"), by_chance]
-    measures = "By weights alone: how much does a head raise the logit of what it attends to? From -1 to 1; 0 for random weights."
+    lines = [
+        found.highest("copying", "the most of any head"),
+        found.line(found.of("copying_highest_random"), "of as many random heads", True),
+    ]
+    measures = (
+        "By weights alone: how much does a head raise the logit of what it attends to, more than of other tokens? From -1 to 1. "
+        "Dashed: the most of as many heads with random weights, between the same embeddings."
+    )
     return Panel("head_copying", "Copying", measures, "score", False, lines)
 
 
@@ -120,8 +143,11 @@ def composition(found: Measured) -> Panel:
         raise AnalysisError("heads of one layer alone read of no other's")
     ways = {"k": "keys", "q": "queries", "v": "values"}
     lines = [found.highest(f"{way}_composition_max", name) for way, name in ways.items()]
-    lines.append(found.line(found.of("k_composition_max_untrained"), "untrained, mean head", True))
-    measures = "By weights alone: the largest share that any head's keys, queries or values read of what one earlier head writes."
+    lines.append(found.highest("composition_highest_untrained", "the most of any, untrained", is_yardstick=True))
+    measures = (
+        "By weights alone: the largest share that any head's keys, queries or values read of what one earlier head writes. "
+        "Dashed: the largest of the three in an untrained model."
+    )
     return Panel("head_composition", "Composition", measures, "score", False, lines)
 
 
@@ -142,8 +168,8 @@ def similarity(found: Measured) -> Panel:
     lines = [found.line(rows, label.split("~")[0]) for label, rows in found.by("label", "cka")]
     lines.append(found.line(found.of("cka_shuffled"), "shuffled", is_yardstick=True))
     measures = (
-        "Debiased CKA of each residual stream with the same stream at the last step: 1 where it has become what it ends as. "
-        "Dashed: with the tokens of one in another order."
+        "Debiased CKA of each residual stream with the same stream at the last step: 1 where it is, up to rotation and scale, "
+        "what it ends as. Dashed: with the tokens of one in another order."
     )
     return Panel("similarity_to", "Likeness to the end", measures, "CKA", True, lines)
 
@@ -151,7 +177,11 @@ def similarity(found: Measured) -> Panel:
 def weight_distance(found: Measured) -> Panel:
     parts = found.by("layer", "weight_distance")
     lines = [found.line(rows, "embeddings" if layer is None else f"L{layer}") for layer, rows in parts]
-    measures = "|W - W at step 0| / |W at step 0|, the mean over a layer's matrices; of unrelated matrices as long it is 1.41."
+    lines.append(found.line(found.of("weight_distance_unrelated"), "unrelated", is_yardstick=True))
+    measures = (
+        "|W - W at step 0| / |W at step 0|, the mean over a layer's matrices. Dashed: of matrices as large that have nothing "
+        "to do with those of step 0, the mean over all."
+    )
     return Panel("weight_distance", "Distance from the start", measures, "relative", True, lines)
 
 
@@ -171,5 +201,8 @@ def tuned_lens(found: Measured) -> Panel:
 
 def learning_coefficient(found: Measured) -> Panel:
     regular = float(found.of("llc_regular")["value"].iloc[0])
-    measures = f"Local learning coefficient, by sampling near the weights; a regular model of this size has {regular:,.0f}."
+    measures = (
+        "Local learning coefficient on training windows, by sampling near the weights; a regular model of this size has "
+        f"{regular:,.0f}."
+    )
     return Panel("learning_coefficient", "Learning coefficient", measures, "", False, [found.line(found.of("llc"), "LLC")])

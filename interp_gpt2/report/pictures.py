@@ -149,12 +149,14 @@ def head_figure(score: HeadScore, section: HeadScores, report: Report) -> Markup
         label = head if named else ""
         lines.append(Line(label, section.steps, score.values[i], colours.get(head, "rest"), low, high, name=head))
     lines.sort(key=lambda line: line.css != "rest")  # the leading heads last, on top
+    if score.beside:
+        lines.append(Line(score.yardstick, section.steps, score.beside, "rule dashed"))
     chart = Chart(
         title=f"{score.title} by head and step",
         x_label="step",
         y_label=score.unit,
         lines=lines,
-        rules=[Rule(score.yardstick, score.uniform)],
+        rules=[] if score.beside else [Rule(score.yardstick, score.uniform)],
         window=change_window(report.phase_change),
         x_scale=step_scale(report),
         y_range=span if score.unit == "attention" else None,

@@ -193,7 +193,7 @@ class HeadScore:
     """One score of every head over training. `values`, `low` and `high` (an interval, if there is one) are (head, step).
 
     `uniform` is the score's yardstick: what a head that attends evenly has, or, of scores of the weights, what `yardstick`
-    names instead. A head that cannot have the score (composition in the first layer) has None.
+    names instead, at the last step; `beside` is that at each step. A head that cannot have the score has None.
     """
 
     name: str  # the key in Report.heads: "induction", "previous_token", ...
@@ -206,6 +206,7 @@ class HeadScore:
     low: list[list[float | None]] | None = None
     high: list[list[float | None]] | None = None
     yardstick: str = "uniform"
+    beside: list[float] | None = None
 
 
 @dataclass(frozen=True)

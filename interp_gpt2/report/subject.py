@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 SECTIONS = (
     "development", "loss", "loss_by_position", "head_scores", "lens", "attention", "probes", "neurons", "neuron_pages", "samples",
 )  # fmt: skip
+WORK = 1_500_000_000  # measured steps x parameters
+LEAST_STEPS, MOST_STEPS = 12, 200
 INSPECTED = 12
 NEURONS_PER_LAYER, MOST_NEURONS = 6, 96  # with a page
 NEURON_SEQUENCES = 64
@@ -52,6 +54,11 @@ class Subject:
     @cached_property
     def steps(self) -> list[int]:
         return self.run.steps
+
+    @cached_property
+    def measured(self) -> list[int]:
+        """The steps that are measured over training: all of a small model's, fewer of a large one's, even in log(1 + step)."""
+        return spread_steps(self.steps, max(LEAST_STEPS, min(MOST_STEPS, WORK // max(1, self.run.config.n_params))))
 
     @cached_property
     def training(self) -> TrainConfig | None:
@@ -85,20 +92,23 @@ class Subject:
 
     @cached_property
     def head_analysis(self) -> HeadScores:
+        """Raises AnalysisError for a model without heads."""
+        if not self.run.config.n_layers:
+            raise AnalysisError("a model of no layers has no heads")
         return HeadScores(self.head_sequences.inputs)
 
     @cached_property
     def head_table(self) -> "DataFrame":
-        return self.sweep(self.head_analysis)
+        return self.sweep(self.head_analysis, steps=self.measured)
 
     @cached_property
     def weight_table(self) -> "DataFrame":
-        """What heads do by their weights, at every checkpoint."""
-        return self.sweep(HeadCopying(), HeadComposition())
+        """What heads do by their weights."""
+        return self.sweep(HeadCopying(), HeadComposition(), steps=self.measured)
 
     @cached_property
     def induction(self) -> HeadCurve:
-        """The highest induction score of any head, at every checkpoint. Raises AnalysisError for a model without heads."""
+        """The highest induction score of any head. Raises AnalysisError for a model without heads."""
         return best_head_curve(self.head_table, "induction")
 
     @cached_property
@@ -157,4 +167,5 @@ class Subject:
 
     def section_command(self, section: str) -> str:
         given = () if self.data is None else ("--data", self.data)
+        given += ("--also", ",".join(self.also)) if self.also and section == "development" else ()
         return self.command("report", self.called, "--only", section, *given)

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from interp_gpt2.analysis.development import MIN_CHECKPOINTS
 from interp_gpt2.report.schema import HeadFinding, Report
 
 BECAME = 0.2  # above the uniform head, before "became an induction head" is said: the rise a phase change needs
@@ -24,7 +25,7 @@ def loss_sentence(report: Report) -> str:
     if report.loss is None:
         return ""
     curve, unit = report.loss.validation, report.data.unit
-    ends = [i for i, loss in enumerate(curve.loss) if loss is not None]
+    ends = [i for i, loss in enumerate(curve.loss) if loss is not None and curve.steps[i] <= report.run.last_step]
     if not ends:
         return ""
     last = ends[-1]
@@ -40,11 +41,14 @@ def loss_sentence(report: Report) -> str:
 
 def _change(report: Report) -> str:
     change = report.phase_change
-    if change is None:
-        asked = "head_scores" not in report.omitted
-        return "No phase change found." if asked else "A phase change was not looked for: head scores were not computed."
-    low, high = change.step_interval
-    return f"Changed phase at step {count(change.step)} (95 %: {count(low)} to {count(high)}; width {count(change.width)})"
+    if change is not None:
+        low, high = change.step_interval
+        return f"Changed phase at step {count(change.step)} (95 %: {count(low)} to {count(high)}; width {count(change.width)})"
+    if "head_scores" in report.omitted:
+        return "A phase change was not looked for: head scores were not computed."
+    if len(report.run.checkpoints) < MIN_CHECKPOINTS:
+        return "Whether it changed phase cannot be told."
+    return "No phase change found."
 
 
 def _heads(report: Report) -> str:
@@ -52,16 +56,28 @@ def _heads(report: Report) -> str:
     if induction is None:
         return "." if report.phase_change else ""
     if report.phase_change is None:
-        return f" The strongest induction head is {_scored(induction)}."
-    became = induction.score - induction.uniform >= BECAME
-    text = f": {induction.label} became an induction head" if became else f": the strongest induction head is {induction.label}"
-    text += f" ({_yardstick(induction)})"
+        return f" The highest induction score is that of {_scored(induction)}."
+    what = "became an induction head" if _became(report, induction) else "has the highest induction score at the end"
+    text = f": {induction.label} {what} ({_yardstick(induction)})"
     if previous is None:
         return text + "."
     # Whether one head feeds the other is a question for patching; its layer is all that is known here.
     below = int(previous.label[1:].split("H")[0]) < int(induction.label[1:].split("H")[0])
     where = ", in a layer below it" if below else ""
     return f"{text}. The strongest previous-token head is {previous.label} ({_yardstick(previous)}){where}."
+
+
+def _became(report: Report, head: HeadFinding) -> bool:
+    """Is this head's own score near the uniform head's until the change begins, and well above it at the end?"""
+    change, section = report.phase_change, report.head_scores
+    if head.score - head.uniform < BECAME or change is None:
+        return False
+    if section is None or head.label not in section.heads:
+        return True
+    (score,) = [score for score in section.scores if score.name == "induction"]
+    own = score.values[section.heads.index(head.label)]
+    before = [value for step, value in zip(section.steps, own, strict=True) if step < change.step - change.width / 2]
+    return all(value is not None and value - score.uniform < BECAME for value in before)
 
 
 def _scored(head: HeadFinding) -> str:

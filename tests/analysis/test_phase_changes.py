@@ -127,3 +127,14 @@ def test_curves_of_a_table_are_by_metric_label_and_position():
     assert short == {}
     with pytest.raises(AnalysisError, match="2 runs"):
         curves_of(pandas.concat([table, table.assign(run="b")]))
+
+
+def test_the_interval_of_a_change_at_the_very_beginning_or_end_lies_within_the_run():
+    steps = [0, 64, 300, 500, 600, 700, 750, 800, 900, 1100, 1500, 2000]
+    early = detect(steps, [0, 0.2, *[1.0] * 10])
+    late = detect(steps, [*[0.0] * 10, 0.9, 1.0])
+    for found in (early, late):
+        if found.step_interval is not None:
+            low, high = found.step_interval
+            assert 0 <= low <= high <= 2000
+    assert early.step_interval is not None

@@ -170,6 +170,14 @@ def test_runs_lists_steps_losses_and_sizes(capsys, markov_run):
     assert row[:5] == ["9", "9", "10", f"{last['loss']:.3f}", f"{last['val_loss']:.3f}"]
 
 
+def test_runs_have_a_page_that_a_new_report_brings_up_to_date(capsys, markov_run, tmp_path):
+    shutil.copytree(markov_run.path, tmp_path / "all" / "chains", ignore=shutil.ignore_patterns("report*"))
+    assert "wrote all/index.html" in printed(capsys, "runs", "all", "--page")
+    assert "no report yet" in (tmp_path / "all" / "index.html").read_text("utf-8")
+    assert "wrote all/index.html" in printed(capsys, "report", "all/chains", "--workers", 1)
+    assert 'href="./chains/report.html"' in (tmp_path / "all" / "index.html").read_text("utf-8")
+
+
 def test_report_names_what_it_wrote_and_its_sweeps_are_not_done_twice(capsys, markov_run, tmp_path):
     text = printed(capsys, "report", markov_run.path, "--out", "here", "--workers", 1)
     assert text.startswith("No phase change found")
@@ -345,7 +353,7 @@ def test_the_demo_trains_two_models_and_writes_two_reports(capsys, monkeypatch, 
     for name in demo.DEMO:
         assert f"  runs/{name}/report.html" in text
         assert (tmp_path / "runs" / name / "report.json").exists()
-        assert f"{name}: No phase change found" in text
+        assert f"{name}: Whether it changed phase cannot be told" in text
     assert re.search(r"\d+ s in all: \d+ s training, \d+ s reports", text)
     again = demo.Demo(out=Path("runs"), study=True, resume=True, seed=0).jobs()
     assert [(job.name, job.resume) for job in again] == [

@@ -18,7 +18,9 @@ def test_a_phase_change_is_told_with_its_heads_and_their_yardsticks(report: Repo
 
 def test_without_a_phase_change_the_reason_is_told(report: Report) -> None:
     found = replace(report, phase_change=None, phase_change_note="rise 0.05, 0.2 needed")
-    assert verdict(found) == "No phase change found. The strongest induction head is L1H0 (0.71; a uniform head scores 0.06)."
+    assert verdict(found) == (
+        "No phase change found. The highest induction score is that of L1H0 (0.71; a uniform head scores 0.06)."
+    )
     assert change_sentence(found) == "Phase change: none; rise 0.05, 0.2 needed."
     assert verdict(replace(found, heads={})) == "No phase change found."
     assert change_sentence(report) == ""
@@ -27,7 +29,19 @@ def test_without_a_phase_change_the_reason_is_told(report: Report) -> None:
 def test_a_head_hardly_above_uniform_did_not_become_anything(report: Report) -> None:
     weak = replace(report, heads={"induction": HeadFinding("L1H0", 0.2, 0.06)})
     assert "became" not in verdict(weak)
-    assert "the strongest induction head is L1H0 (0.20; a uniform head scores 0.06)" in verdict(weak)
+    assert "L1H0 has the highest induction score at the end (0.20; a uniform head scores 0.06)" in verdict(weak)
+
+
+def test_a_head_that_was_there_before_the_change_did_not_become_by_it(report: Report) -> None:
+    first, *others = report.head_scores.scores
+    always = replace(first, values=[[0.7] * len(row) for row in first.values])
+    early = replace(report, head_scores=replace(report.head_scores, scores=[always, *others]))
+    assert "L1H0 has the highest induction score at the end" in verdict(early)
+
+
+def test_of_few_checkpoints_nothing_is_said_to_be_absent(report: Report) -> None:
+    few = replace(report, phase_change=None, heads={}, run=replace(report.run, checkpoints=[0, 2600]))
+    assert verdict(few) == "Whether it changed phase cannot be told."
 
 
 @pytest.mark.parametrize("label", ["L1H1", "L3H0", "L10H0"])

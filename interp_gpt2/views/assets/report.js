@@ -18,7 +18,7 @@ function stepBar(root) {
 
 // The scores of every head at the page's step; the chosen order is kept.
 function headListing(root) {
-  const { steps, values } = JSON.parse(root.querySelector('script').textContent);
+  const { steps, values, beside } = JSON.parse(root.querySelector('script').textContent);
   const said = document.querySelector('[data-heads-step]');
   const table = root.querySelector('table');
   followers.push((step) => {
@@ -30,6 +30,7 @@ function headListing(root) {
         row.cells[i + 1].dataset.value = value ?? '';
       });
     }
+    beside.forEach((value, i) => { table.tFoot.rows[0].cells[i + 1].textContent = value[at].toFixed(3); });
     said.textContent = grouped(steps[at]);
     sortRows(table);
   });
