@@ -157,7 +157,7 @@ SCRIPTS: dict[str, tuple[list[str], Check]] = {
         ["--rounds", "1", "--megabytes", "1", "--json", JSON],
         numbers("tokens", "tokens_per_s", "ratio", at=("results", 0)),
     ),
-    "growth": (["--rounds", "1", "--json", JSON], same_tables("TRAINING.md")),
+    "growth": (["--tiny", "--rounds", "1", "--json", JSON], same_tables("TRAINING.md")),
     "saving": (["--tiny", "--tokens", "1x64", "--saves", "1"], words(r"copied [\d.]+%, lost -?[\d.]+%, all of it [\d.]+%")),
     "exits": (["--runs", "1", "--json", JSON], numbers("call", "command", at=("exit_codes",))),
     "crashes": (["--n", "2", *TRIALS], trials),

@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every number here")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="the CPU time of one thread, not the time on the clock")
+    parser.add_argument("--tiny", action="store_true", help="two sizes of each: only to see that everything runs")
     options = parser.parse_args()
     if options.cpu_time:
         torch.set_num_threads(1)
@@ -115,7 +116,7 @@ def main() -> None:
     print("| what grows | sizes | tokens/s (checkpoints: seconds in all) | exponent of the time | memory, or disk | exponent |")
     print("|---|---|---|---|---|---|")
     for axis, sizes in AXES.items():
-        results.append(growth_along(axis, sizes, options.rounds, clock))
+        results.append(growth_along(axis, sizes[:2] if options.tiny else sizes, options.rounds, clock))
         print(row(results[-1]), flush=True)
     results.append(growth_of_checkpoints(clock))
     print(row(results[-1]))
