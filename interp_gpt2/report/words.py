@@ -72,9 +72,9 @@ def _became(report: Report, head: HeadFinding) -> bool:
     change, section = report.phase_change, report.head_scores
     if head.score - head.uniform < BECAME or change is None:
         return False
-    if section is None or head.label not in section.heads:
+    score = next((score for score in section.scores if score.name == "induction"), None) if section else None
+    if score is None or head.label not in section.heads:
         return True
-    (score,) = [score for score in section.scores if score.name == "induction"]
     own = score.values[section.heads.index(head.label)]
     before = [value for step, value in zip(section.steps, own, strict=True) if step < change.step - change.width / 2]
     return all(value is not None and value - score.uniform < BECAME for value in before)
