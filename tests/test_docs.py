@@ -20,6 +20,8 @@ from interp_gpt2.model import GPT2
 from interp_gpt2.runs.checkpoint import save_weights
 from interp_gpt2.tokenizers import CharTokenizer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "generated" not in path.parts)

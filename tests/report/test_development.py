@@ -21,6 +21,8 @@ from interp_gpt2.report.page import render
 from interp_gpt2.report.schema import Development
 from interp_gpt2.report.subject import Subject
 
+pytestmark = pytest.mark.slow
+
 STUDY = Path(__file__).parents[1] / "data" / "study"
 
 

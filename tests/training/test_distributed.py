@@ -36,6 +36,8 @@ from interp_gpt2.training.optimizer import blank_tensors, make_optimizer, optimi
 from interp_gpt2.training.sharding import load_optimizer, save_shards
 from interp_gpt2.training.signals import Interrupted
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 

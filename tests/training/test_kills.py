@@ -10,6 +10,8 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
+import pytest
+
 from interp_gpt2.config import GPT2Config
 from interp_gpt2.runs.checkpoint import verify_checkpoint
 from interp_gpt2.runs.manifest import OPTIMIZER, read_manifest
@@ -18,6 +20,8 @@ from interp_gpt2.training.config import Checkpoints, TrainConfig
 from interp_gpt2.training.events import Event, Logged, Saved
 from interp_gpt2.training.loop import train
 from interp_gpt2.training.speed import MEASURED
+
+pytestmark = pytest.mark.slow
 
 CONFIG = TrainConfig(
     data="repeated-random",

@@ -19,6 +19,8 @@ from interp_gpt2.training.events import Event, Logged
 from interp_gpt2.training.loop import train
 from interp_gpt2.training.signals import Interrupted
 
+pytestmark = pytest.mark.slow
+
 STOPS = (1, 37, 100, 199)
 CONFIG = TrainConfig(
     data="repeated-random",

@@ -17,6 +17,8 @@ from tests.report.conftest import example_report, with_every_string
 from tests.views.conftest import HOSTILE, Watched
 from tests.views.examples import every_figure, every_view, histories, labels_of
 
+pytestmark = pytest.mark.slow
+
 HARMLESS = [f"word{i}" for i in range(len(HOSTILE))]
 PAGES = [
     "attention", "attention, many heads", "lens", "circuit", "patching", "patching, three axes", "tracing", "sampling", "neuron",

@@ -11,6 +11,8 @@ from interp_gpt2.tokenizers import GPT2Tokenizer
 from interp_gpt2.views.html import document, tag
 from interp_gpt2.views.sheet import TOKENS, drawable, width_of
 
+pytestmark = pytest.mark.slow
+
 PER_LINE = 128  # labels
 
 

@@ -18,6 +18,8 @@ from interp_gpt2.views.sheet import COLUMN, PAGE, SMALL, width_of, wrapped
 from interp_gpt2.views.tracing import tracing_heat_map
 from tests.views.examples import ablated, circuit, draw, histories, labels_of, patching_result, patterns, swept, trace
 
+pytestmark = pytest.mark.slow
+
 WORDS = [
     "When", "·Mary", "·and", "·John", "·went", "·to", "·the", "·store", ",", "·John", "·gave", "·a", "·drink", "·to",
     "·Washington", "↵", "·1984", "('", "·induction", "·Schwarzenegger",

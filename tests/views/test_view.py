@@ -12,6 +12,8 @@ from interp_gpt2.errors import AnalysisError
 from interp_gpt2.views import View, attention_view
 from tests.views.examples import draw, every_view, histories, patterns
 
+pytestmark = pytest.mark.slow
+
 NAMES = [
     "attention", "attention, many heads", "lens", "circuit", "patching", "patching, three axes", "tracing", "sampling", "neuron",
 ]  # fmt: skip
