@@ -1,6 +1,7 @@
 """All 50,257 labels of GPT-2's tokens can be drawn: by matplotlib in the fonts it brings, and by a browser."""
 
 import numpy as np
+import pytest
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
