@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import fields, is_dataclass, replace
 from typing import get_args
+from unittest import mock
 
 from pages.markdown import escaped, fenced, first_sentence, table
 
@@ -156,16 +157,8 @@ def _said(words: list[str]) -> str:
     """What a command prints, at 80 columns and without colours."""
     from interp_gpt2.cli.command_line import run_command
 
-    out, before = io.StringIO(), {name: os.environ.get(name) for name in ("COLUMNS", "NO_COLOR")}
-    os.environ.update(COLUMNS="80", NO_COLOR="1")
-    try:
-        with contextlib.redirect_stdout(out):
-            code = run_command(words)
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    out = io.StringIO()
+    with mock.patch.dict(os.environ, COLUMNS="80", NO_COLOR="1"), contextlib.redirect_stdout(out):
+        code = run_command(words)
     assert code == 0, f"interp-gpt2 {' '.join(words)} ended with {code}"
     return out.getvalue()
